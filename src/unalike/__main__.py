@@ -1,0 +1,5 @@
+"""`python -m unalike` is `unalike`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""FedAvg: one model for all, averaged.
+
+H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-Efficient Learning of Deep Networks
+from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.05629
+
+    server    sample S_t, send w
+    client    E epochs:  w_k ← w_k − η ∇L(w_k);   send w_k and n_k
+    server    w ← Σ n_k w_k / Σ n_k
+
+Deviations
+- Where clients have different architectures, all train `shared_model`, the smallest of theirs unless told otherwise.
+- Momentum and weight decay are offered (0 in the paper); BatchNorm statistics are averaged with the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict
+
+from torch import Tensor
+
+from .. import models
+from ..local import SGD, batches, sgd
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Update
+from ..rng import Key
+from ..tree import Tree, weighted_mean
+
+
+class Server(TypedDict):
+    model: Tree
+
+
+class Wire(TypedDict):
+    model: Tree
+
+
+class Private(TypedDict):
+    """A client keeps nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Algorithm[Server, Private, Wire]):
+    """Federated averaging of one architecture."""
+
+    paper: ClassVar[str] = "McMahan et al., Communication-Efficient Learning of Deep Networks, AISTATS 2017"
+    needs: ClassVar[str] = "one architecture that every client can train"
+
+    local_epochs: Count = 2
+    batch_size: Count = 32
+    lr: Positive = 0.03
+    """η."""
+    momentum: Share = 0.9
+    weight_decay: NonNegative = 1e-3
+    clip: Positive = 50.0
+    """Largest gradient norm."""
+
+    def init_server(self, key: Key) -> Server:
+        return {"model": models.initial(self.shared, key / "model" / self.shared_model)}
+
+    def init_client(self, info: ClientInfo, key: Key) -> Private:
+        return {}
+
+    def broadcast(self, server: Server, info: ClientInfo, round: int) -> Wire:
+        return {"model": server["model"]}
+
+    def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
+        loss = functools.partial(models.supervised_loss, self.shared, self.task)
+        optimiser = SGD(self.lr, self.momentum, self.weight_decay, self.clip)
+        visits = batches(job.data, self.batch_size, self.local_epochs, job.key / "batches")
+        tuned, mean = sgd(loss, {"model": job.down["model"]}, optimiser, visits, job.key / "noise")
+        return Update({"model": tuned["model"]}, {}, job.info.n, {"loss": mean})
+
+    def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
+        return {"model": weighted_mean([a.up["model"] for a in arrivals], [a.weight for a in arrivals])}
+
+    def predict(self, ready: Any, batch: Batch) -> Tensor:
+        return models.logits(self.shared, ready["down"]["model"], batch["x"])

@@ -1,0 +1,329 @@
+"""The command line. Results go to standard output, everything else to standard error; one line says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperCommand
+
+from .errors import InputError, UnalikeError
+
+if TYPE_CHECKING:
+    from .config import Experiment
+
+KEYS = "unalike.keys"
+"""Where in click's context the experiment keys given as options are gathered."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Federated learning among clients that do not match: different models, memories, modalities and data.",
+    epilog="--debug anywhere shows the traceback of an error.",
+)
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+Client = Annotated[int, typer.Option("--client", help="whose model", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no result table")]
+Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="folder to write; it must not exist yet")]  # noqa: UP045
+
+
+class ExperimentCommand(TyperCommand):
+    """A command that takes every key of an experiment as an option, and the method's own parameters beside them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["context_settings"] = {"allow_extra_args": True, "ignore_unknown_options": True}
+        super().__init__(*args, **kwargs)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *_experiment_options()]
+
+
+def _experiment_options() -> list[click.Parameter]:
+    from .config import GENERAL, Experiment
+
+    def gather(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.meta.setdefault(KEYS, {})[param.name] = value
+
+    return [
+        click.Option(
+            [f"--{name.replace('_', '-')}"],
+            help=f"{field.description}{f' [{_shown(field.default)}]' if field.default not in (None, (), {}) else ''}",
+            expose_value=False,
+            callback=gather,
+            metavar="VALUE",
+        )
+        for name in GENERAL
+        if name != "method" and (field := Experiment.model_fields[name])
+    ]
+
+
+def _shown(default: Any) -> str:
+    return "/".join(f"{100 * share:.0f}" for share in default) if isinstance(default, tuple) else str(default)
+
+
+def _keys(ctx: click.Context) -> dict[str, Any]:
+    """The experiment keys of a command line: general ones from click, the method's own from what click left over."""
+    keys = dict(ctx.meta.get(KEYS, {}))
+    left = list(ctx.args)
+    while left:
+        option = left.pop(0)
+        if not option.startswith("--"):
+            raise InputError(f"unexpected argument {option!r}: options are --name value")
+        name, equals, value = option[2:].partition("=")
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise InputError(f"{option} needs a value: {option} VALUE")
+            value = left.pop(0)
+        keys[name.replace("-", "_")] = value
+    return keys
+
+
+@app.command(cls=ExperimentCommand)
+def run(
+    ctx: typer.Context,
+    method: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[EXPERIMENT.toml | METHOD | file.py:Class]", help="nothing: the demonstration"),
+    ] = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train one method. With no argument: three methods on the embedded digits, compared.
+
+    The method's own parameters are options too: `unalike methods METHOD` lists them.
+    """
+    from . import api, config
+
+    keys = _keys(ctx)
+    if method is None:
+        return _demonstration(keys, out, quiet, as_json)
+    if method.startswith("--"):
+        raise InputError(f"{method} stands where the method belongs: unalike run METHOD {method} ...")
+    is_file = method.endswith(".toml")
+    asked = config.from_toml(Path(method), keys) if is_file else config.resolve({**keys, "method": method})
+    prepared = api.prepare(asked)
+    _tell(api.run(prepared, out=out, listeners=_listeners(prepared.experiment, quiet)), quiet, as_json)
+    return None
+
+
+def _demonstration(keys: Mapping[str, Any], out: Path | None, quiet: bool, as_json: bool) -> None:
+    from . import api, demo
+
+    prepared = {name: api.prepare(name, **{**demo.COMMON, **own, **keys}) for name, own in demo.METHODS.items()}
+    folder = out or api.free_folder("demo")
+    lines = api.compare(prepared, out=folder, listeners_of=lambda one: _listeners(one.experiment, quiet))
+    if as_json:
+        print(json.dumps(lines))
+    elif not quiet:
+        _comparison(folder, lines)
+    if any(line["status"] == "failed" for line in lines):
+        raise typer.Exit(1)
+
+
+def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    from .report import sentence
+    from .telemetry.progress import human_bytes
+
+    table = Table(title="test accuracy over clients, at the round chosen on validation", title_justify="left")
+    for heading in ("method", "mean", "std", "worst", "worst decile", "sent", "received", "seconds"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for line in lines:
+        if line["mean"] is None:
+            table.add_row(line["method"], f"failed: {line['reason']}")
+            continue
+        scores = [f"{line[k]:.3f}" for k in ("mean", "std", "worst", "worst_decile")]
+        traffic = [human_bytes(line[k]) for k in ("bytes_up", "bytes_down")]
+        table.add_row(line["method"], *scores, *traffic, f"{line['seconds']:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(sentence(folder), soft_wrap=True, highlight=False, markup=False)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _listeners(experiment: Experiment, quiet: bool) -> tuple[Any, ...]:
+    from .telemetry.progress import listeners
+
+    return listeners(experiment.method.rpartition(":")[2], experiment.parameters["rounds"], quiet)
+
+
+def _tell(result: Any, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.summary))
+    elif not quiet:
+        from .report import sentence
+
+        print(sentence(result.folder))
+        print(f"report: {result.folder / 'report.html'}")
+
+
+@app.command()
+def resume(folder: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Continue an interrupted run; it ends in the same bits as an undisturbed one."""
+    from . import api, runs
+
+    _tell(api.resume(folder, listeners=_listeners(runs.open_run(folder), quiet)), quiet, as_json)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--against", help="a standalone run with the same partition"),
+    ] = None,
+) -> None:
+    """Write report.html: one page that opens offline."""
+    from .report import write
+
+    print(write(folder, against=against))
+
+
+@app.command()
+def export(
+    folder: Folder,
+    client: Client,
+    out: Out = None,
+    form: Annotated[str, typer.Option("--format", help="safetensors or onnx")] = "safetensors",
+    last: Annotated[bool, typer.Option("--last", help="of the last round, not the one best on validation")] = False,
+) -> None:
+    """Write a client's complete personal model as one file."""
+    from .personal import extract
+
+    suffixes = {"safetensors": ".safetensors", "onnx": ".onnx"}
+    if form not in suffixes:
+        raise InputError(f"--format {form} is unknown: safetensors or onnx")
+    path = out or folder / f"client-{client}{suffixes[form]}"
+    if path.exists():
+        raise InputError(f"{path} exists already: choose another --out")
+    model = extract(folder, client, last)
+    print(model.save(path) if form == "safetensors" else model.save_onnx(path))
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a file written by export")],
+    data: Annotated[Path, typer.Option("--input", "-i", help="rows: .npz with x, .csv, an image, a folder of images")],
+    client: Annotated[Optional[int], typer.Option("--client", help="whose model, for a run folder", min=0)] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Predict new rows with a client's model: a line for each row with its class and probability."""
+    from .data.inputs import read_rows
+    from .personal import load
+
+    model = load(source, client)
+    probabilities = model.predict(read_rows(data, model.preprocess))
+    best = probabilities.argmax(1)
+    if as_json:
+        rows = [
+            {"row": i, "class": model.classes[b], "probabilities": dict(zip(model.classes, p.tolist(), strict=True))}
+            for i, (b, p) in enumerate(zip(best, probabilities, strict=True))
+        ]
+        print(json.dumps(rows))
+        return
+    print("row,class,probability")
+    for i, b in enumerate(best):
+        print(f"{i},{model.classes[b]},{probabilities[i, b]:.4f}")
+
+
+@app.command()
+def methods(
+    method: Annotated[Optional[str], typer.Argument(help="show this method's parameters")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """List the methods, or the parameters of one."""
+    from .algorithms import ALGORITHMS, find
+    from .config import describe_parameters
+
+    if method is not None:
+        rows = [
+            {"name": name, "type": kind, "default": default, "about": about}
+            for name, kind, default, about in describe_parameters(find(method))
+        ]
+    else:
+        rows = [
+            {"name": name, "paper": kind.paper, "needs": kind.needs, "summary": (kind.__doc__ or "").split("\n")[0]}
+            for name, kind in ALGORITHMS.items()
+        ]
+    _list(rows, as_json)
+
+
+@app.command()
+def data(as_json: Json = False) -> None:
+    """List the data sets that have a name; a path to your own file or folder serves as well."""
+    from .data.sources import SOURCES
+
+    _list([{"name": name, "summary": s.summary, "licence": s.licence} for name, s in SOURCES.items()], as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, cores, devices, optional parts, data at hand."""
+    from .doctor import examine
+
+    _list(examine(), as_json)
+
+
+def _list(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(*rows[0], box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `unalike`. Exits 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.exit(_guarded([a for a in given if a != "--debug"], debug))
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        code = app(arguments, prog_name="unalike", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else "")
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        return _fail("interrupted: continue a run from its last committed round with: unalike resume RUN", 130)
+    except click.ClickException as error:
+        if debug:
+            raise
+        return _fail(error.format_message(), 2)
+    except UnalikeError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print("unalike: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""An experiment as it is written down: one flat list of keys, the same in TOML, on the command line and in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+
+from .algorithms import find
+from .data.sources import SOURCES
+from .errors import InputError
+from .plugins import absolute
+
+SET_LATER = ("models", "task")
+"""Fields of a method that its federation fills in."""
+
+
+class Experiment(BaseModel):
+    """Everything but the method's own parameters, which stand in `parameters`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    method: str = Field("pfedafm", description="a name of `unalike methods`, file.py:Class or package.module:Class")
+    seed: int = Field(0, description="seeds the partition, the initial models and every draw")
+
+    data: str = Field("digits", description="a name of `unalike data`, a .npz or .csv file, a folder of images")
+    data_path: str | None = Field(None, description="folder with the files of a named data set")
+    label: str | None = Field(None, description="label column of a CSV file [label]")
+    site_column: str | None = Field(None, description="column that names each row's site")
+    impute: Literal["mean", "median", "zero"] | None = Field(None, description="how missing values are filled")
+    image_size: int | None = Field(None, ge=4, le=1024, description="side in pixels of a folder's images")
+
+    clients: int | None = Field(None, ge=1, description="number of clients [10]")
+    partition: str = Field(
+        "dirichlet:0.5", description="iid, dirichlet:ALPHA, pathological:K, quantity:ALPHA, site, file:PATH"
+    )
+    split: tuple[float, float, float] = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
+    min_per_client: int = Field(10, ge=0, description="least number of rows of a client")
+
+    models: tuple[str, ...] = Field((), description="models that clients take in turn [five sizes for the data]")
+    model_map: dict[int, str] = Field({}, description="client to model where it is not its turn's, 0=cnn-1,3=cnn-5")
+    feature_width: int | None = Field(None, ge=1, description="pool all features to this width")
+
+    engine: Literal["serial", "processes"] | None = Field(None, description="[processes where there are two cores]")
+    workers: int | None = Field(None, ge=1, le=256, description="processes of the engine [one a core, at most 8]")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    eval_every: int = Field(1, ge=1, description="rounds between evaluations")
+    eval_clients: int | None = Field(None, ge=1, description="evaluate a fixed sample of so many clients [all]")
+    store_budget: int = Field(512, ge=0, description="MiB of client states kept in memory")
+
+    parameters: dict[str, Any] = Field({}, description="the method's own")
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _read_split(cls, value: Any) -> Any:
+        parts = value.replace(",", "/").split("/") if isinstance(value, str) else value
+        shares = [float(part) for part in parts]
+        if len(shares) != 3 or min(shares) <= 0:
+            raise ValueError("three positive shares such as 60/20/20")
+        return tuple(share / sum(shares) for share in shares) if abs(sum(shares) - 1) > 1e-9 else tuple(shares)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _read_models(cls, value: Any) -> Any:
+        return tuple(split_outside_brackets(value)) if isinstance(value, str) else value
+
+    @field_validator("model_map", mode="before")
+    @classmethod
+    def _read_map(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in split_outside_brackets(value)]
+        return {client.strip(): model.strip() for client, _, model in pairs}
+
+
+GENERAL = tuple(name for name in Experiment.model_fields if name != "parameters")
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """Parts of a comma-separated list; commas within parentheses do not separate."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
+    """The experiment that `keys` describe, general keys and the method's parameters mixed.
+
+    Args:
+        keys: values as Python or as text.
+        where: what the keys come from, for the error message.
+
+    Raises:
+        InputError: an unknown key, or a value out of its range.
+    """
+    method = keys.get("method", "pfedafm")
+    if not isinstance(method, str):
+        raise InputError(f"{where}method = {method!r} is no name: give a name of `unalike methods` or file.py:Class")
+    kind = find(method)
+    known = parameters_of(kind)
+    own = {k: v for k, v in keys.items() if k in known}
+    general = {k: v for k, v in keys.items() if k in GENERAL}
+    for key in keys:
+        if key not in own and key not in general:
+            close = difflib.get_close_matches(key, [*known, *GENERAL], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"{method} has {', '.join(known)}"
+            raise InputError(f"{where}unknown key {key!r}: {hint}")
+    try:
+        parameters = _parameters_model(kind)(**own).model_dump()
+        return Experiment(**{**general, "method": absolute(method)}, parameters=parameters)
+    except ValidationError as error:
+        raise InputError(f"{where}{first_line(error)}") from None
+
+
+def first_line(error: ValidationError) -> str:
+    """What is wrong first, as `key = value: what would be right`."""
+    found = error.errors()[0]
+    key = ".".join(str(part) for part in found["loc"])
+    message = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{key} = {found['input']!r} is refused: it should be {message}"
+
+
+def parameters_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
+    """A method's own parameters by name, in the order in which they are declared."""
+    return {f.name: f for f in dataclasses.fields(kind) if f.name not in SET_LATER}
+
+
+def parameter_types(kind: type) -> dict[str, Any]:
+    """Name to annotated type of a method's parameters."""
+    hints = get_type_hints(kind, localns={"Task": Any}, include_extras=True)
+    return {name: hints[name] for name in parameters_of(kind)}
+
+
+def _parameters_model(kind: type) -> type[BaseModel]:
+    types = parameter_types(kind)
+    fields: dict[str, Any] = {name: (types[name], f.default) for name, f in parameters_of(kind).items()}
+    model: type[BaseModel] = create_model(
+        kind.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=()), **fields
+    )
+    return model
+
+
+def flat(experiment: Experiment) -> dict[str, Any]:
+    """All keys in one mapping, as `resolve` takes them; what is None is left out."""
+    general = experiment.model_dump(exclude={"parameters"})
+    return {k: v for k, v in (general | experiment.parameters).items() if v is not None}
+
+
+def to_toml(keys: Mapping[str, Any]) -> str:
+    """A flat mapping as TOML."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in keys.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys of an experiment file; relative paths in it count from its folder."""
+    try:
+        keys = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"there is no experiment file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    for key in ("data", "data_path"):
+        beside = path.parent / str(keys.get(key, ""))
+        if key in keys and keys[key] not in SOURCES and beside.exists():
+            keys[key] = str(beside)
+    return keys
+
+
+def from_toml(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment in a file, with some keys replaced."""
+    return resolve({**read_toml(path), **(overrides or {})}, f"{path}: ")
+
+
+def describe_parameters(kind: type) -> Iterable[tuple[str, str, Any, str]]:
+    """(name, type, default, what it is) of each of a method's parameters; texts are the docstrings below the fields."""
+    types, texts = parameter_types(kind), _field_docstrings(kind)
+    for name, f in parameters_of(kind).items():
+        yield name, _type_name(types[name]), f.default, texts.get(name, "")
+
+
+def _type_name(hint: Any) -> str:
+    base = getattr(hint, "__origin__", hint)
+    if base is Literal:
+        return " | ".join(map(str, hint.__args__))
+    bounds = " ".join(_bound(m) for m in getattr(hint, "__metadata__", ()))
+    return f"{getattr(base, '__name__', str(base))} {bounds}".strip()
+
+
+def _bound(mark: Any) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return " ".join(f"{sign} {getattr(mark, name)}" for name, sign in signs.items() if hasattr(mark, name))
+
+
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """Text that follows a field in the source of the class and of its bases, as Sphinx and pydantic read it."""
+    import ast
+    import inspect
+    import textwrap
+
+    texts: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        except (OSError, SyntaxError):
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for node, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                texts[node.target.id] = str(getattr(after.value, "value", "")).strip().split("\n")[0]
+    return texts

@@ -1,0 +1,202 @@
+"""A federation: who the clients are, which model each holds, and which rows are whose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import models, tasks
+from ..errors import InputError
+from ..files import write_atomically
+from ..plugins import absolute
+from ..protocol import Batch, ClientInfo, Spec
+from ..rng import Key
+from ..tasks import Classification, Task
+from . import Impute, Source
+from .partition import Partition, draw
+from .preprocess import Preprocess
+from .sources import load as load_source
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Everything a method is run on. Immutable; `save` and `load` carry it to other processes without copying rows."""
+
+    source: Source
+    partition: Partition
+    clients: tuple[ClientInfo, ...]
+    models: Mapping[str, Spec]
+    task: Task
+
+    def rows(self, client: int, part: str) -> np.ndarray:
+        """Indices into the source of a client's "train", "validation" or "test" rows."""
+        found: np.ndarray = getattr(self.partition, part)[client]
+        return found
+
+    def preprocess(self, client: int) -> Preprocess:
+        """Fitted on the client's own training rows."""
+        return Preprocess.fit(self.source, self.rows(client, "train"))
+
+    def data(self, client: int, part: str) -> Batch:
+        """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,)."""
+        rows = self.rows(client, part)
+        x = self.preprocess(client)(self.source.x[rows])
+        return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
+
+    def describe(self) -> dict[str, Any]:
+        """The picture of who has what, as it stands in partition.json."""
+        counts = self.partition.label_counts(self.source.y, len(self.source.classes))
+        return {
+            "scheme": self.partition.scheme,
+            "hash": self.partition.hash,
+            "classes": list(self.source.classes),
+            "clients": [
+                {
+                    "id": info.id,
+                    "name": self.partition.names[info.id] if self.partition.names else str(info.id),
+                    "tier": info.tier,
+                    **{part: len(self.rows(info.id, part)) for part in PARTS},
+                    "labels": counts[info.id].tolist(),
+                }
+                for info in self.clients
+            ],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs; the rows as .npy files that processes of one machine map and share."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "x.npy", self.source.x, allow_pickle=False)
+        np.save(folder / "y.npy", self.source.y, allow_pickle=False)
+        self.partition.save(folder / "partition.npz")
+        about = {
+            "source": {
+                "name": self.source.name,
+                "kind": self.source.kind,
+                "classes": self.source.classes,
+                "features": self.source.features,
+                "pixel_max": self.source.pixel_max,
+                "impute": self.source.impute,
+            },
+            "clients": [asdict(info) for info in self.clients],
+            "models": {tier: asdict(spec) for tier, spec in self.models.items()},
+            "task": tasks.describe(self.task),
+        }
+        write_atomically(folder / "federation.json", json.dumps(about).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Federation:
+        """The federation that was saved in `folder`, its rows memory-mapped."""
+        about = json.loads((folder / "federation.json").read_text())
+        x, y = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in "xy")
+        source = Source(x=x, y=y, test=None, sites=None, **_tuples(about["source"]))
+        return cls(
+            source,
+            Partition.load(folder / "partition.npz"),
+            tuple(ClientInfo(**_tuples(info)) for info in about["clients"]),
+            {tier: Spec(**_tuples(spec)) for tier, spec in about["models"].items()},
+            tasks.restore(about["task"]),
+        )
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+def federation(
+    data: str | Source = "digits",
+    *,
+    data_path: str | Path | None = None,
+    label: str | None = None,
+    site_column: str | None = None,
+    impute: Impute | None = None,
+    image_size: int | None = None,
+    clients: int | None = None,
+    partition: str | Partition = "dirichlet:0.5",
+    split: Sequence[float] = (0.6, 0.2, 0.2),
+    min_per_client: int = 10,
+    models: Sequence[str] = (),
+    model_map: Mapping[int, str] | None = None,
+    shared_model: str = "",
+    feature_width: int | None = None,
+    seed: int = 0,
+) -> Federation:
+    """Load data, divide it among clients and give each a model.
+
+    Args:
+        data: a built-in name, a file, a folder (see `unalike data`), or a `Source` made by hand.
+        data_path, label, site_column, impute, image_size: how to read it, see docs/data.md.
+        clients: number of clients (10); for `partition="site"` the data tells.
+        partition: a scheme such as "dirichlet:0.5", or a `Partition`.
+        split: shares of train, validation and test rows of each client.
+        min_per_client: least number of rows a client must get.
+        models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
+        model_map: client to model, overriding its turn.
+        shared_model: a model that no client may hold, but a method shares.
+        feature_width: pool every extractor's output to this width.
+        seed: seeds the partition.
+
+    Raises:
+        InputError: in one line what is wrong, where, and what would be right.
+    """
+    if isinstance(data, Source):
+        source = data
+    else:
+        source = load_source(
+            data,
+            path=Path(data_path) if data_path else None,
+            label=label,
+            site_column=site_column,
+            impute=impute,
+            image_size=image_size,
+        )
+    if isinstance(partition, str):
+        key = Key.root(seed) / "partition"
+        clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
+        partition = draw(source, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
+    return assemble(source, partition, models, model_map or {}, shared_model, feature_width)
+
+
+def assemble(
+    source: Source,
+    partition: Partition,
+    names: Sequence[str],
+    model_map: Mapping[int, str],
+    shared_model: str = "",
+    feature_width: int | None = None,
+) -> Federation:
+    """A federation of rows already divided. Every model is built once and checked against the data."""
+    names = [absolute(name) for name in names or models.DEFAULTS[source.kind]]
+    n = len(partition.train)
+    for client in model_map:
+        if not 0 <= client < n:
+            raise InputError(f"--model-map names client {client}; the clients are 0 to {n - 1}")
+    tiers = [absolute(model_map.get(k, names[k % len(names)])) for k in range(n)]
+    common = [absolute(shared_model)] if shared_model else []
+    shape, classes = source.x.shape[1:], len(source.classes)
+    specs = {tier: Spec(tier, tuple(shape), classes, feature_width) for tier in dict.fromkeys(tiers + common)}
+    for spec in specs.values():
+        models.check(spec)
+    infos = tuple(ClientInfo(k, tiers[k], len(partition.train[k])) for k in range(n))
+    for info in infos:
+        if not info.n:
+            raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
+    return Federation(source, partition, infos, specs, Classification(classes))
+
+
+def with_shared(federation: Federation, shared_model: str) -> Federation:
+    """The same federation that also knows the model `shared_model`."""
+    shared_model = absolute(shared_model)
+    if shared_model in federation.models:
+        return federation
+    like = next(iter(federation.models.values()))
+    spec = replace(like, name=shared_model)
+    models.check(spec)
+    return replace(federation, models={**federation.models, shared_model: spec})

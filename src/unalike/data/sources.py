@@ -1,0 +1,349 @@
+"""Where the rows come from: sets with a name, .csv, .npz and folders; each becomes a `Source`. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import importlib
+import os
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from . import Array, Impute, Piece, Source, npz_source, source_of
+
+__all__ = ["SOURCES", "BuiltIn", "Source", "load", "load_federated"]
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
+MISSING = {"", "na", "n/a", "nan", "null"}
+MOST_TEXTS = 20  # a text column with more different values is not one-hot encoded
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a user may add to `--data`. An option that would be ignored is refused instead."""
+
+    path: Path | None = field(default=None, metadata={"flag": "--data-path"})
+    label: str | None = None
+    site_column: str | None = None
+    impute: Impute | None = None
+    image_size: int | None = None
+
+    def only(self, what: str, *taken: str) -> None:
+        flags = {f.name: f.metadata.get("flag", "--" + f.name.replace("_", "-")) for f in fields(self)}
+        for name, flag in flags.items():
+            if getattr(self, name) is not None and name not in taken:
+                accepted = ", ".join(flags[t] for t in taken) or "no option of data"
+                raise InputError(f"{flag} does not apply to {what}, which takes {accepted}")
+
+
+class BuiltIn(NamedTuple):
+    """A source that has a name."""
+
+    load: Callable[[str, _Options], Source]
+    summary: str
+    licence: str
+
+
+def load(
+    name: str,
+    *,
+    path: Path | None = None,
+    label: str | None = None,
+    site_column: str | None = None,
+    impute: Impute | None = None,
+    image_size: int | None = None,
+) -> Source:
+    """The source called `name`, or the one in the file or folder `name` (.csv, .npz, images, clients)."""
+    if image_size is not None and not 1 <= image_size <= 4096:
+        raise InputError(f"--image-size {image_size} is out of range: give 1 to 4096 pixels")
+    options = _Options(path, label, site_column, impute, image_size)
+    if name in SOURCES:
+        return SOURCES[name].load(name, options)
+    place = Path(name).expanduser()
+    if place.is_dir():
+        return _folder(place, place.resolve().name, options)
+    if not place.is_file():
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"--data {name} is neither a file or folder nor one of {', '.join(SOURCES)}{hint}")
+    if place.suffix.lower() == ".csv":
+        return _csv(place, options)
+    if place.suffix.lower() == ".npz":
+        options.only("an .npz file", "site_column", "impute")
+        return npz_source(place.stem, [Piece(place)], options.impute, options.site_column)
+    raise InputError(
+        f"--data {name}: files of kind {place.suffix or 'unknown'} are not read; give .csv, .npz or a folder"
+    )
+
+
+def load_federated(folder: Path, *, impute: Impute | None = None) -> Source:
+    """The rows of clients divided elsewhere: `train/K.npz` and `test/K.npz`, plain arrays x and y for each client K.
+
+    Each client becomes a site, so partition "site" gives back the same clients with the same test rows.
+    """
+    stems = [sorted(f.stem for f in (folder / part).glob("*.npz")) for part in ("train", "test")]
+    for stem in sorted({*stems[0]} ^ {*stems[1]}):
+        raise InputError(f"{folder}: client {stem} needs both train/{stem}.npz and test/{stem}.npz")
+    if not stems[0]:
+        raise InputError(f"{folder} has no train/0.npz and test/0.npz: it is no folder of divided clients")
+    pieces = [Piece(folder / part / f"{s}.npz", part == "test", s) for s in stems[0] for part in ("train", "test")]
+    return npz_source(folder.resolve().name, pieces, impute)
+
+
+def _officially(name: str, train: tuple[Array, Array], test: tuple[Array, Array], classes: Sequence[str]) -> Source:
+    """The source of a set that is published in a training and a test part, each (x, labels)."""
+    x, labels = (np.concatenate(both) for both in zip(train, test, strict=True))
+    return source_of(name, x, labels, classes, test=np.arange(len(labels)) >= len(train[1]))
+
+
+def _csv(file: Path, options: _Options) -> Source:
+    options.only("a .csv file", "label", "site_column", "impute")
+    found = columns(file)
+    label = options.label or "label"
+    wanted = {"--label": label} | ({"--site-column": options.site_column} if options.site_column else {})
+    taken = {}
+    for flag, name in wanted.items():
+        if name not in found:
+            raise InputError(f"{file} has no column {name!r} ({flag}); its columns are {', '.join(found)}")
+        taken[flag] = np.array(found[name])
+        for row in np.flatnonzero([value.lower() in MISSING for value in found[name]])[:1]:
+            raise InputError(
+                f"{file}: row {row + 1} has no value in column {name!r} ({flag}): fill it in or drop the row"
+            )
+    encoded: dict[str, Array] = {}
+    for name, values in found.items():
+        if name not in wanted.values():
+            encoded |= _encode(name, values, file)
+    if not encoded:
+        raise InputError(f"{file} has no column left for features beside {' and '.join(wanted.values())}")
+    x = np.stack(list(encoded.values()), axis=1)
+    sites = taken.get("--site-column")
+    return source_of(file.stem, x, taken["--label"], sites=sites, features=tuple(encoded), impute=options.impute)
+
+
+def columns(file: Path) -> dict[str, list[str]]:
+    """The columns of a .csv with a header line; the separator is a comma, semicolon or tab."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        head = next(iter(lines), "")
+        rows = [row for row in csv.reader(lines, delimiter=max(",;\t", key=head.count), strict=True) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as a .csv in UTF-8: {error}") from error
+    if len(rows) < 2:
+        raise InputError(f"{file} is empty: a line of column names and rows of data are needed")
+    header, *rows = [[value.strip() for value in row] for row in rows]
+    for name in header:
+        if header.count(name) > 1:
+            raise InputError(f"{file} has two columns named {name!r}: rename one")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise InputError(f"{file}: row {number} has {len(row)} values; the header names {len(header)} columns")
+    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def number(value: str) -> float | None:
+    try:
+        return float("nan" if value.lower() in MISSING else value)
+    except ValueError:
+        return None
+
+
+def _encode(name: str, values: list[str], file: Path) -> dict[str, Array]:
+    """Numbers as they are; a column of few different texts as an indicator of each, all NaN where it is missing."""
+    missing = np.array([value.lower() in MISSING for value in values])
+    if missing.all():
+        raise InputError(f"{file}: column {name!r} has no value at all: drop it")
+    numbers = [number(value) for value in values]
+    if None not in numbers:
+        return {name: np.array(numbers, dtype=float)}
+    texts = sorted({value for value, gone in zip(values, missing, strict=True) if not gone})
+    mixed = any(number(text) is not None for text in texts)
+    if mixed or len(texts) > MOST_TEXTS:
+        row = numbers.index(None)
+        why = (
+            "the column also holds numbers" if mixed else f"it has {len(texts)} different texts (at most {MOST_TEXTS})"
+        )
+        raise InputError(
+            f"{file}: row {row + 1}, column {name!r}: {values[row]!r} is no number; {why}: drop or encode the column"
+        )
+    return {f"{name}={text}": np.where(missing, np.nan, np.array(values) == text) for text in texts}
+
+
+def _folder(folder: Path, name: str, options: _Options) -> Source:
+    """What a folder holds: divided clients, train.npz and test.npz, or a folder of images for each class."""
+    if any((folder / "train").glob("*.npz")):
+        options.only("a folder of divided clients", "impute")
+        return replace(load_federated(folder, impute=options.impute), name=name)
+    if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
+        options.only("a folder of .npz files", "site_column", "impute")
+        pair = [Piece(folder / "train.npz", False), Piece(folder / "test.npz", True)]
+        return npz_source(name, pair, options.impute, options.site_column)
+    return _images(folder, name, options)
+
+
+def _images(folder: Path, name: str, options: _Options) -> Source:
+    """One sub-folder of images for each class, below `train` and `test` where there is an official test set."""
+    parts = [folder / "train", folder / "test"]
+    official = parts[0].is_dir() and parts[1].is_dir()
+    found = [
+        (file, group.name, part.name == "test")
+        for part in (parts if official else [folder])
+        for group in _visible(part)
+        if group.is_dir()
+        for file in _visible(group)
+        if file.suffix.lower() in IMAGES
+    ]
+    if not found:
+        raise InputError(
+            f"{folder} holds neither .npz files nor folders, named for classes, of {', '.join(sorted(IMAGES))}"
+        )
+    files, labels, test = zip(*found, strict=True)
+    options.only("a folder of images", "image_size")
+    size = (options.image_size, options.image_size) if options.image_size else None
+    pixels, grey = [], True
+    for file in files:
+        image, is_grey = decode(file, size)
+        size, grey = (image.shape[1], image.shape[0]), grey and is_grey
+        pixels.append(image)
+    x = np.stack(pixels).transpose(0, 3, 1, 2)[:, : 1 if grey else 3]
+    return source_of(name, np.ascontiguousarray(x), np.array(labels), test=np.array(test) if official else None)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+
+
+def decode(file: Path, size: tuple[int, int] | None) -> tuple[Array, bool]:
+    """An image as uint8 (height, width, 3), and whether it is grey. Without `size` its own, at most 64 a side."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            grey = image.mode in {"1", "L", "LA"}
+            shrink = max(1.0, max(image.size) / 64)
+            size = size or (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
+            image = image.convert("RGB")
+            return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)), grey
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} is no readable image ({error}): replace or remove it") from error
+
+
+def _sklearn(name: str, options: _Options) -> Source:
+    options.only(name)
+    bunch: Any = getattr(importlib.import_module("sklearn.datasets"), f"load_{name.replace('-', '_')}")()
+    classes = [str(c) for c in bunch.target_names]
+    if name == "digits":
+        return source_of(name, bunch.images[:, None], bunch.target, classes, white=16.0)
+    return source_of(name, bunch.data, bunch.target, classes, features=tuple(str(f) for f in bunch.feature_names))
+
+
+def _fashion(name: str, options: _Options) -> Source:
+    options.only(name, "path")
+    folder = options.path or _debian_folder("dataset-fashion-mnist")
+    if folder is None:
+        return _hub(name, "zalando-datasets/fashion_mnist", "image", "label", FASHION_WAYS)
+    files = [
+        folder / f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    ]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise InputError(f"{folder} (--data-path) has no {', '.join(absent)}; {name} needs all four files")
+    x, y, x_test, y_test = (_idx(file) for file in files)
+    return _officially(name, (x, y), (x_test, y_test), FASHION)
+
+
+def _debian_folder(package: str) -> Path | None:
+    try:
+        listed = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return None
+    return next((Path(line).parent for line in listed.splitlines() if line.endswith("images-idx3-ubyte.gz")), None)
+
+
+def _idx(file: Path) -> Array:
+    """The unsigned bytes of an idx file: 0, 0, 8, how many sizes; each in 4 bytes, big-endian; the values."""
+    try:
+        raw = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file} is damaged ({error}): copy it again") from error
+    if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise InputError(f"{file} is no idx file of bytes: it starts with {raw[:4].hex() or 'nothing'}")
+    start = 4 + 4 * raw[3]
+    shape = tuple(int(size) for size in np.frombuffer(raw[4:start], ">u4"))
+    if len(raw) - start != np.prod(shape, dtype=object):
+        raise InputError(f"{file} is damaged: shape {shape} does not fit its {len(raw) - start} bytes; copy it again")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+def _cifar(name: str, options: _Options) -> Source:
+    fine = name == "cifar-100"
+    label = "fine_label" if fine else "label"
+    ways = CIFAR_WAYS.format(name=name)
+    if options.path is None:
+        options.only(name, "path", "image_size")
+        return _hub(name, f"uoft-cs/{name.replace('-', '')}", "img", label, ways)
+    stems = ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    files = [options.path / f"{stem}.bin" for stem in stems]
+    if all(file.is_file() for file in files):
+        options.only(f"the binary version of {name}", "path")
+        meta = options.path / ("fine_label_names.txt" if fine else "batches.meta.txt")
+        classes = meta.read_text().split() if meta.is_file() else [str(i) for i in range(100 if fine else 10)]
+        *train, test = (_cifar_rows(file, labels=2 if fine else 1) for file in files)
+        x, y = (np.concatenate(part) for part in zip(*train, strict=True))
+        return _officially(name, (x, y), test, classes)
+    if all((options.path / stem).is_file() for stem in stems):
+        raise InputError(
+            f"{options.path} holds pickled files, which are never unpickled; get the binary version: {ways}"
+        )
+    if not options.path.is_dir():
+        raise InputError(f"--data-path {options.path} is no folder; {ways}")
+    return _folder(options.path, name, replace(options, path=None))
+
+
+def _cifar_rows(file: Path, labels: int) -> tuple[Array, Array]:
+    raw = np.frombuffer(file.read_bytes(), np.uint8)
+    if not len(raw) or len(raw) % (labels + 3072):
+        raise InputError(f"{file} is damaged: {len(raw)} bytes are no whole images of {labels + 3072}; copy it again")
+    rows = raw.reshape(-1, labels + 3072)
+    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1]
+
+
+def _hub(name: str, repository: str, image: str, label: str, ways: str) -> Source:
+    """From the Hugging Face hub, if `datasets` is installed and HF_HUB_OFFLINE does not forbid it."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
+        raise InputError(f"{name} was not found here and HF_HUB_OFFLINE is set; {ways}")
+    try:
+        parts = importlib.import_module("datasets").load_dataset(repository)
+    except ImportError as error:
+        raise InputError(f"{name} was not found here; {ways}") from error
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        raise InputError(f"{name} could not be had from the hub ({type(error).__name__}); {ways}") from error
+    both = (parts["train"], parts["test"])
+    train, test = ((np.stack([np.asarray(i) for i in part[image]]), np.array(part[label])) for part in both)
+    return _officially(name, train, test, parts["train"].features[label].names)
+
+
+HUB_WAY = "or pip install 'unalike[hub]' to download from the Hugging Face hub"
+FASHION_WAYS = f"apt install dataset-fashion-mnist, or give --data-path FOLDER with its four idx .gz files, {HUB_WAY}"
+CIFAR_WAYS = f"give --data-path FOLDER with the binary version of {{name}}, train.npz and test.npz or images, {HUB_WAY}"
+
+SOURCES: Mapping[str, BuiltIn] = {
+    "digits": BuiltIn(_sklearn, "1,797 handwritten digits, 8x8 grey, 10 classes; part of scikit-learn", "CC BY 4.0"),
+    "breast-cancer": BuiltIn(_sklearn, "569 tumours, 30 measurements, 2 classes; part of scikit-learn", "CC BY 4.0"),
+    "wine": BuiltIn(_sklearn, "178 wines, 13 measurements, 3 classes; part of scikit-learn", "CC BY 4.0"),
+    "fashion-mnist": BuiltIn(_fashion, "70,000 garments, 28x28 grey, 10 classes; Debian, folder or hub", "MIT"),
+    "cifar-10": BuiltIn(_cifar, "60,000 photographs, 32x32 colour, 10 classes; folder or hub", "none stated"),
+    "cifar-100": BuiltIn(_cifar, "60,000 photographs, 32x32 colour, 100 classes; folder or hub", "none stated"),
+}

@@ -1,0 +1,55 @@
+"""What a run would meet on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from .data.sources import load
+from .errors import InputError
+from .runs import processor
+
+EXTRAS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "hub": ("datasets",), "pandas": ("pandas",)}
+
+
+def examine() -> list[dict[str, Any]]:
+    """One record a check: {"check", "found", "status"}, where status is "ok", "absent" or a remedy."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 2**30
+    rows = [
+        ("unalike", metadata.version("unalike"), "ok"),
+        ("python", platform.python_version(), "ok"),
+        ("torch", torch.__version__, "ok"),
+        ("processor", f"{processor()}, {os.cpu_count()} cores", "ok"),
+        ("cuda", *_cuda()),
+        ("free disk", f"{free:.1f} GiB in {folder}", "ok" if free > 1 else "client states are files: free some space"),
+    ]
+    rows += [(f"extra {name}", *_extra(name, modules)) for name, modules in EXTRAS.items()]
+    rows += [(f"data {name}", *_data(name)) for name in ("digits", "fashion-mnist")]
+    return [{"check": check, "found": found, "status": status} for check, found, status in rows]
+
+
+def _cuda() -> tuple[str, str]:
+    if not torch.cuda.is_available():
+        return "none", "absent"
+    return torch.cuda.get_device_name(0), "ok"
+
+
+def _extra(name: str, modules: tuple[str, ...]) -> tuple[str, str]:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    return (f"without {', '.join(missing)}", f"pip install 'unalike[{name}]'") if missing else ("installed", "ok")
+
+
+def _data(name: str) -> tuple[str, str]:
+    try:
+        source = load(name)
+    except InputError as error:
+        return "not found", str(error)
+    return f"{len(source.y)} rows, {len(source.classes)} classes", "ok"

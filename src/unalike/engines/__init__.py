@@ -1,0 +1,1 @@
+"""Engines: ordered maps from tickets to results, and the loop that drives them."""

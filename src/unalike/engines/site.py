@@ -1,0 +1,120 @@
+"""One side of every engine: what answers a ticket, beside the client's data and state."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import local, tree
+from ..algorithms import find
+from ..data.federation import Federation
+from ..errors import RunError, UnalikeError
+from ..protocol import Algorithm, Batch, Job
+from ..rng import Key
+from .store import DEFAULT_BUDGET, Store
+from .wire import Message, pack
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a site needs to know of a run, as JSON values: it can be built in another process, or at another place."""
+
+    method: str
+    parameters: Mapping[str, Any]
+    federation: str
+    store: str
+    init_key: str
+    device: str = "cpu"
+    budget: int = DEFAULT_BUDGET
+    threads: int = 1
+
+
+class Site:
+    """Serves clients from one store: trains ("update") and scores ("evaluate") on request."""
+
+    def __init__(self, setup: Setup, federation: Federation | None = None) -> None:
+        self.federation = federation or Federation.load(Path(setup.federation))
+        self.algorithm: Algorithm[Any, Any, Any] = find(setup.method)(
+            **setup.parameters, models=self.federation.models, task=self.federation.task
+        )
+        self.device = torch.device(setup.device)
+        self.store = Store(Path(setup.store), setup.budget)
+        self.init_key = Key(bytes.fromhex(setup.init_key))
+        self._flops_per_row: dict[str, float] = {}
+
+    def answer(self, frame: bytes) -> bytes:
+        """The reply to a request, both as bytes."""
+        return self.reply(Message.decode(frame)).encode()
+
+    def reply(self, request: Message) -> Message:
+        """The reply to a request; an error becomes a reply that says so in one line."""
+        kind, client, round = (request.head[k] for k in ("kind", "client", "round"))
+        try:
+            started = time.perf_counter()
+            reply = {"update": self._update, "evaluate": self._evaluate}[kind](request)
+            head = {**reply.head, "seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
+            return Message(head, reply.body)
+        except Exception as error:
+            said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
+            line = " ".join(f"round {round}, client {client}: {said}".split())
+            return Message({"client": client, "error": line})
+
+    def state(self, client: int, version: int) -> dict[str, Any]:
+        """A client's private state, on the CPU; version 0 is the one it starts with."""
+        if version:
+            return self.store.load(client, version)
+        return dict(self.algorithm.init_client(self.federation.clients[client], self.init_key))
+
+    def data(self, client: int, part: str) -> Batch:
+        return {name: rows.to(self.device) for name, rows in self.federation.data(client, part).items()}
+
+    def _update(self, request: Message) -> Message:
+        head = request.head
+        client, round = int(head["client"]), int(head["round"])
+        info, data = self.federation.clients[client], self.data(client, "train")
+        down, state = tree.to(request.tree, self.device), tree.to(self.state(client, head["version"]), self.device)
+        job = Job(info, round, down, state, data, Key(bytes.fromhex(head["key"])))
+        update = self.algorithm.client_update(job)
+        for name in tree.non_finite({"up": update.up, "state": update.state}):
+            raise RunError(f"{name} is not finite after training: lower --lr, or look for outliers in its data")
+        version, digest = 0, ""
+        if tree.flatten(update.state):
+            version, digest = round, self.store.save(client, round, tree.to(update.state, torch.device("cpu")))
+        reply = {"client": client, "weight": update.weight, "metrics": dict(update.metrics), "rows": info.n}
+        kept = {"version": version, "sha256": digest, "flops": self._flops(job)}
+        return Message({**reply, **kept}, pack(update.up))
+
+    def _evaluate(self, request: Message) -> Message:
+        head = request.head
+        client = int(head["client"])
+        info, data = self.federation.clients[client], self.data(client, "train")
+        down, state = tree.to(request.tree, self.device), tree.to(self.state(client, head["version"]), self.device)
+        ready = self.algorithm.prepare(info, down, state, data, Key(bytes.fromhex(head["key"])))
+        scores = {
+            part: local.evaluate(self.algorithm, ready, self.data(client, part)) for part in ("validation", "test")
+        }
+        return Message({"client": client, "scores": scores})
+
+    def _flops(self, job: Job[Any, Any]) -> float:
+        """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows."""
+        tier = job.info.tier
+        if tier not in self._flops_per_row:
+            few = {name: rows[:8] for name, rows in job.data.items()}
+            with FlopCounterMode(display=False) as counter:
+                self.algorithm.client_update(Job(job.info, job.round, job.down, job.state, few, job.key))
+            self._flops_per_row[tier] = counter.get_total_flops() / min(8, job.info.n)
+        return self._flops_per_row[tier] * job.info.n
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,19 @@
+"""The two ways unalike refuses: what was asked is wrong, or what was asked failed."""
+
+from __future__ import annotations
+
+
+class UnalikeError(Exception):
+    """Base of both. `str(error)` is one line: what is wrong, where, and what would be right."""
+
+    exit_code = 1
+
+
+class InputError(UnalikeError, ValueError):
+    """What was asked cannot be done as asked (exit code 2). Nothing was started or changed."""
+
+    exit_code = 2
+
+
+class RunError(UnalikeError, RuntimeError):
+    """A run that had started could not go on (exit code 1). Its last committed round is kept."""

@@ -1,0 +1,251 @@
+"""Networks as pure functions of their weights.
+
+A network is named by a `Spec`, built once per process as a skeleton, and evaluated as `features(spec, weights, x)`
+and `head(spec, weights, r)`. Weights are trees {"extractor": {...}, "header": {...}}; a leaf is named as in the module, with
+"~" before the name of a buffer: buffers travel and are averaged with their layer, and are never trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import tree
+from ..errors import InputError
+from ..plugins import load_object, parse_call
+from ..protocol import Batch, Spec
+from ..rng import Key
+from ..tasks import Task
+from ..tree import Tree
+from .cnn import WIDTHS, assemble, cnn
+from .mlp import CNN1D_WIDTHS, MLP_WIDTHS, cnn1d, mlp
+
+__all__ = [
+    "DEFAULTS",
+    "MODELS",
+    "Skeleton",
+    "check",
+    "features",
+    "head",
+    "initial",
+    "logits",
+    "parameters",
+    "require_equal_widths",
+    "smallest",
+    "supervised_loss",
+    "width",
+]
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    **{f"cnn-{i}": functools.partial(cnn, i) for i in WIDTHS},
+    **{f"mlp-{i}": functools.partial(mlp, i) for i in MLP_WIDTHS},
+    **{f"cnn1d-{i}": functools.partial(cnn1d, i) for i in CNN1D_WIDTHS},
+}
+"""Name to constructor(input, classes, **options) of a module with an `extractor` and a `header`."""
+
+DEFAULTS: Mapping[str, tuple[str, ...]] = {
+    "image": tuple(f"cnn-{i}" for i in WIDTHS),
+    "table": tuple(f"mlp-{i}" for i in MLP_WIDTHS),
+    "window": tuple(f"cnn1d-{i}" for i in CNN1D_WIDTHS),
+}
+"""The models that clients get in turn when none are asked for, by the kind of data."""
+
+
+class Skeleton:
+    """A module without weights of its own: each call binds the tensors it is given.
+
+    Binding is skipped when the very same mapping is given again, so a training loop binds once. A pure function of
+    (weights, x) as long as mappings are not changed after their first use.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.train(False)  # every submodule in the mode that `training` of the root tells
+        names = {id(p): name for name, p in module.named_parameters()}
+        names |= {id(b): _as_buffer(name) for name, b in module.named_buffers()}
+        self._slots = [
+            (table, leaf, names[id(value)])
+            for owner in module.modules()
+            for table in (owner._parameters, owner._buffers)
+            for leaf, value in table.items()
+            if value is not None
+        ]
+        self._recurrent = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
+        self._bound: Tree | None = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the tensors bound now, by name."""
+        return {name: table[leaf].detach().clone() for table, leaf, name in self._slots}  # type: ignore[union-attr]
+
+    def __call__(self, weights: Tree, x: Tensor, train: bool = False) -> Tensor:
+        if self._bound is not weights:
+            for table, leaf, name in self._slots:
+                table[leaf] = weights[name]
+            for module in self._recurrent:
+                module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+            self._bound = weights
+        if self.module.training != train:
+            self.module.train(train)
+        outputs: Tensor = self.module(x)
+        return outputs
+
+
+def _as_buffer(name: str) -> str:
+    return f"~{name}"
+
+
+@functools.lru_cache(maxsize=64)
+def _skeletons(spec: Spec) -> dict[str, Skeleton]:
+    with Key.root(0).scope():  # a model built in the middle of training must not draw from its random numbers
+        module = _build(spec)
+    parts: dict[str, nn.Module] = {"extractor": module.extractor, "header": module.header}  # type: ignore[dict-item]
+    return {name: Skeleton(part) for name, part in parts.items()}
+
+
+def initial(spec: Spec, key: Key) -> dict[str, Any]:
+    """Fresh weights {"extractor", "header"}: PyTorch's own initialisation, seeded by `key`."""
+    with key.scope():
+        module = _build(spec)
+    return {name: Skeleton(getattr(module, name)).weights() for name in ("extractor", "header")}
+
+
+def features(spec: Spec, weights: Tree, x: Tensor, train: bool = False) -> Tensor:
+    """F_ex(x): (B, *spec.input) to (B, d), with `weights` the "extractor" branch."""
+    return _skeletons(spec)["extractor"](weights, x, train)
+
+
+def head(spec: Spec, weights: Tree, r: Tensor, train: bool = False) -> Tensor:
+    """The header: features (B, d) to outputs (B, spec.classes), with `weights` the "header" branch."""
+    return _skeletons(spec)["header"](weights, r, train)
+
+
+def logits(spec: Spec, weights: Tree, x: Tensor, train: bool = False) -> Tensor:
+    """header(F_ex(x)): (B, *spec.input) to (B, spec.classes)."""
+    return head(spec, weights["header"], features(spec, weights["extractor"], x, train), train)
+
+
+def supervised_loss(spec: Spec, task: Task, params: Tree, given: Tree, batch: Batch) -> Tensor:
+    """The task's loss of the whole model, weights in params["model"]."""
+    return task.loss(logits(spec, params["model"], batch["x"], train=True), batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _zero_weights(spec: Spec) -> dict[str, Any]:
+    return {name: skeleton.weights() for name, skeleton in _skeletons(spec).items()}
+
+
+def parameters(spec: Spec, part: str | None = None) -> int:
+    """Number of scalars of the model, or of one part of it ("extractor", "header"), buffers left out."""
+    weights = _zero_weights(spec)
+    leaves = tree.flatten(weights if part is None else weights[part])
+    return sum(leaf.numel() for name, leaf in leaves.items() if not name.rpartition("/")[2].startswith("~"))
+
+
+@functools.lru_cache(maxsize=64)
+def width(spec: Spec) -> int:
+    """The number of features d that the extractor emits."""
+    with torch.no_grad():
+        return int(features(spec, _zero_weights(spec)["extractor"], torch.zeros(2, *spec.input)).shape[1])
+
+
+def smallest(models: Mapping[str, Spec]) -> str:
+    """The tier with the fewest parameters, the later name on a tie."""
+    return max(models, key=lambda tier: (-parameters(models[tier]), tier))
+
+
+def check(spec: Spec) -> None:
+    """Build the model and run two rows of zeros through it; raise `InputError` that says where it does not fit."""
+    skeletons, where = _skeletons(spec), f"model {spec.name}"
+    with torch.no_grad():
+        try:
+            r = skeletons["extractor"](_zero_weights(spec)["extractor"], torch.zeros(2, *spec.input))
+        except Exception as error:
+            raise InputError(f"{where} cannot take an input of shape {spec.input}: {_line(error)}") from error
+        if r.ndim != 2:
+            raise InputError(f"{where}: its extractor must emit (batch, features), not {tuple(r.shape)}: flatten it")
+        try:
+            outputs = skeletons["header"](_zero_weights(spec)["header"], r)
+        except Exception as error:
+            emitted = f"its extractor emits {r.shape[1]} features, which its header cannot take"
+            raise InputError(f"{where}: {emitted}: {_line(error)}") from error
+    if tuple(outputs.shape) != (2, spec.classes):
+        found = tuple(outputs.shape)[1:]
+        raise InputError(f"{where} has {found} outputs a sample; the data has {spec.classes} classes")
+
+
+def require_equal_widths(method: str, tiers: Sequence[str], models: Mapping[str, Spec]) -> None:
+    """Raise `InputError` unless the extractors of all `tiers` emit equally many features."""
+    expected = width(models[tiers[0]])
+    for tier in tiers[1:]:
+        if (found := width(models[tier])) != expected:
+            raise InputError(
+                f"{method} mixes features, but model {tier} emits {found} and {tiers[0]} emits {expected}: "
+                f"give models of equal feature width, or pool them with --feature-width {expected}"
+            )
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _build(spec: Spec) -> nn.Module:
+    name, options = parse_call(spec.name)
+    if name in MODELS:
+        constructor = MODELS[name]
+    elif ":" in name:
+        constructor = load_object(name)
+    else:
+        raise InputError(f"unknown model {name!r}: it is none of {', '.join(MODELS)}, nor package.module:function")
+    try:
+        module = constructor(**_arguments(constructor, spec), **options)
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model {spec.name} cannot be built for input {spec.input}: {_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model {spec.name} returned a {type(module).__name__}, not a torch.nn.Module")
+    return _pool(_split(module, spec), spec)
+
+
+def _arguments(constructor: Callable[..., nn.Module], spec: Spec) -> dict[str, Any]:
+    """Input shape and class count under the names the constructor has for them."""
+    accepted = inspect.signature(constructor).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    offered = {"input": spec.input, "input_shape": spec.input, "classes": spec.classes, "num_classes": spec.classes}
+    given = {name: value for name, value in offered.items() if name in accepted}
+    if open_ended and not given.keys() & {"classes", "num_classes"}:
+        given["num_classes"] = spec.classes
+    return given
+
+
+def _split(module: nn.Module, spec: Spec) -> nn.Module:
+    """The module itself when it has both parts, else cut before its last linear layer onto the classes."""
+    if isinstance(getattr(module, "extractor", None), nn.Module) and isinstance(
+        getattr(module, "header", None), nn.Module
+    ):
+        return module
+    linear = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == spec.classes]
+    if not linear or not linear[-1][0]:
+        raise InputError(
+            f"model {spec.name} has no final torch.nn.Linear with {spec.classes} outputs to be the header: "
+            "return a module with .extractor and .header"
+        )
+    name, header = linear[-1]
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Identity())
+    return assemble(module, header)
+
+
+def _pool(module: nn.Module, spec: Spec) -> nn.Module:
+    if spec.features is None:
+        return module
+    with torch.no_grad():
+        found = int(module.eval().extractor(torch.zeros(2, *spec.input)).shape[1])  # type: ignore[operator]
+    if found == spec.features:
+        return module
+    pooled = nn.Sequential(module.extractor, nn.AdaptiveAvgPool1d(spec.features))  # type: ignore[arg-type]
+    return assemble(pooled, nn.Linear(spec.features, spec.classes))

@@ -1,0 +1,198 @@
+"""A client's complete personal model: taken out of a run, kept in one file, used on new data.
+
+The file is safetensors: what the client keeps ("state/...") and what it was last sent ("down/..."), with everything
+needed to rebuild the model as JSON in the header. Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from . import runs, tasks, tree
+from .algorithms import find
+from .config import parameters_of
+from .data.preprocess import Preprocess
+from .engines.checkpoint import Checkpoints
+from .engines.site import Setup, Site
+from .errors import InputError
+from .files import write_atomically
+from .protocol import Algorithm, ClientInfo, Ready, Spec
+from .rng import Key
+
+FORMAT = "unalike-personal-1"
+
+
+@dataclass(frozen=True, eq=False)
+class PersonalModel:
+    """One client's model with its preprocessing: raw rows in, class probabilities out."""
+
+    algorithm: Algorithm[Any, Any, Any]
+    method: str
+    info: ClientInfo
+    preprocess: Preprocess
+    down: Mapping[str, Any]
+    state: Mapping[str, Any]
+    round: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
+        return self.preprocess.classes
+
+    @property
+    def ready(self) -> Ready:
+        empty = {"x": torch.empty(0, *self.preprocess.shape), "y": torch.empty(0, dtype=torch.long)}
+        return self.algorithm.prepare(self.info, self.down, self.state, empty, Key.root(0))
+
+    @torch.no_grad()
+    def logits(self, x: np.ndarray, size: int = 512) -> Tensor:
+        """Outputs (n, classes) for raw rows `x` (n, *shape), scaled as in training."""
+        x = np.asarray(x)
+        if x.shape[1:] != tuple(self.preprocess.shape):
+            raise InputError(f"the model takes rows of shape {self.preprocess.shape}; these have {x.shape[1:]}")
+        if not len(x):
+            raise InputError("there is no row to predict")
+        rows, ready = torch.from_numpy(self.preprocess(x)), self.ready
+        return torch.cat([self.algorithm.predict(ready, {"x": rows[i : i + size]}) for i in range(0, len(rows), size)])
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Class probabilities (n, classes) for raw rows `x` (n, *shape)."""
+        found: np.ndarray = self.logits(x).softmax(1).numpy()
+        return found
+
+    def save(self, path: Path) -> Path:
+        """Write the model as one safetensors file."""
+        about = {
+            "format": FORMAT,
+            "method": self.method,
+            "parameters": {name: getattr(self.algorithm, name) for name in parameters_of(type(self.algorithm))},
+            "info": asdict(self.info),
+            "models": {tier: asdict(self.algorithm.models[tier]) for tier in self._tiers()},
+            "task": tasks.describe(self.algorithm.task),
+            "preprocess": self.preprocess.describe(),
+            "round": self.round,
+        }
+        tensors = tree.flatten({"down": self.down, "state": self.state})
+        content = save({n: t.clone() for n, t in tensors.items()}, metadata={"unalike": json.dumps(about)})
+        write_atomically(path, content)
+        return path
+
+    def save_onnx(self, path: Path) -> Path:
+        """Write the model with its scaling as ONNX (extra `onnx`): "x" raw float32 in, "logits" out, any batch size."""
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError:
+            raise InputError("ONNX export needs the extra `onnx`: pip install 'unalike[onnx]'") from None
+        import logging
+        import warnings
+
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        example = torch.zeros(2, *self.preprocess.shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Raw(self),
+                (example,),
+                input_names=["x"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        write_atomically(path, program.model_proto.SerializeToString())
+        return path
+
+    def _tiers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.info.tier, self.algorithm.shared_model)))
+
+
+class _Raw(nn.Module):
+    """A personal model as a module of raw rows, for export."""
+
+    def __init__(self, model: PersonalModel) -> None:
+        super().__init__()
+        self.model, self.ready = model, model.ready
+        scale = model.preprocess
+        tail = (1,) * (len(scale.shape) - 1) if scale.kind != "image" else ()
+        for name in ("mean", "std", "fill"):
+            values = torch.tensor(getattr(scale, name), dtype=torch.float32).reshape(-1, *tail)
+            self.register_buffer(name, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std, fill = (self.get_buffer(name) for name in ("mean", "std", "fill"))
+        if fill.numel():
+            x = torch.where(torch.isnan(x), fill, x)
+        return self.model.algorithm.predict(self.ready, {"x": (x - mean) / std})
+
+
+def extract(folder: Path, client: int, last: bool = False) -> PersonalModel:
+    """Client `client` of a run: of the round that was best on validation, or of the last one."""
+    prepared = runs.reopen(folder)
+    found, e = prepared.federation, prepared.experiment
+    if not 0 <= client < len(found.clients):
+        raise InputError(f"{folder} has no client {client}: its clients are 0 to {len(found.clients) - 1}")
+    checkpoints = Checkpoints(folder / "checkpoint")
+    index = checkpoints.read()
+    if not last and index.best_round:
+        index = checkpoints.read(index.best_round)
+    info = found.clients[client]
+    site = Site(
+        Setup(e.method, e.parameters, "", str(checkpoints.clients), (Key.root(e.seed) / "init").digest.hex()), found
+    )
+    return PersonalModel(
+        algorithm=prepared.algorithm,
+        method=e.method,
+        info=info,
+        preprocess=found.preprocess(client),
+        down=prepared.algorithm.broadcast(checkpoints.server(index), info, index.round + 1),
+        state=site.state(client, index.version(client)),
+        round=index.round,
+    )
+
+
+def load(path: str | Path, client: int | None = None) -> PersonalModel:
+    """A personal model from its file, or straight out of a run folder (then `client` tells whose).
+
+    Raises:
+        InputError: the path is neither, or the file is no personal model of ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if client is None:
+            raise InputError(f"{path} is a run folder: say whose model, as in load({str(path)!r}, client=3)")
+        return extract(path, client)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["unalike"])
+            tensors = tree.unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        if about["format"] != FORMAT:
+            raise KeyError
+    except Exception as error:
+        raise InputError(f"{path} is no personal model written by `unalike export`") from error
+    specs = {tier: Spec(**_tuples(spec)) for tier, spec in about["models"].items()}
+    algorithm = find(about["method"])(**about["parameters"])
+    return PersonalModel(
+        algorithm=replace(algorithm, models=specs, task=tasks.restore(about["task"])),
+        method=about["method"],
+        info=ClientInfo(**_tuples(about["info"])),
+        preprocess=Preprocess.restore(about["preprocess"]),
+        down=tensors.get("down", {}),
+        state=tensors.get("state", {}),
+        round=about["round"],
+    )
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

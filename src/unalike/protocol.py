@@ -1,0 +1,182 @@
+"""The one contract between methods and engines.
+
+State goes in, state comes out, nothing is mutated. What a `Ticket` carries travels to a client, what an `Arrival`
+carries travels back; a `Job` adds what the client's own store holds and never leaves it. An engine is an ordered map
+from tickets to results; a method is a frozen dataclass of hyper-parameters with the short methods below.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
+
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from .rng import Key
+
+if TYPE_CHECKING:
+    from .tasks import Task
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""Named tensors with one row a sample: for classification "x" (B, ...) float and "y" (B,) int64."""
+Ready: TypeAlias = Any
+"""What `prepare` hands to `predict`: a method's own affair."""
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+
+ServerT = TypeVar("ServerT", bound=Mapping[str, Any])
+PrivateT = TypeVar("PrivateT", bound=Mapping[str, Any])
+WireT = TypeVar("WireT", bound=Mapping[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A model as text: which constructor, for which input and output, with which further options."""
+
+    name: str
+    """A name in `unalike.models.MODELS` or "package.module:function" (arguments may follow in parentheses)."""
+    input: tuple[int, ...]
+    """Shape of one sample, without the batch."""
+    classes: int
+    """Number of outputs."""
+    features: int | None = None
+    """Pool the extractor's output to this width; None keeps the width it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """What the server may know of a client."""
+
+    id: int
+    tier: str
+    """Name of the client's architecture, a key of `Algorithm.models`."""
+    n: int
+    """Number of training samples."""
+    memory: int | None = None
+    """Training memory budget in bytes; None is unlimited."""
+    modalities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket(Generic[WireT]):
+    """What travels to a client."""
+
+    client: int
+    round: int
+    down: WireT
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[PrivateT, WireT]):
+    """A ticket at its site, with what only the site has: the client's state and its training data."""
+
+    info: ClientInfo
+    round: int
+    down: WireT
+    state: PrivateT
+    data: Batch
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Generic[PrivateT, WireT]):
+    """What a client makes of a job: `up`, `weight` and `metrics` are sent, `state` stays."""
+
+    up: WireT
+    state: PrivateT
+    weight: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival(Generic[WireT]):
+    """What the server sees of an update."""
+
+    info: ClientInfo
+    up: WireT
+    weight: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
+    """One method = one frozen dataclass = one file. Rounds count from 1."""
+
+    paper: ClassVar[str] = ""
+    """Authors, short title, venue, identifier."""
+    needs: ClassVar[str] = "clients of any architecture"
+    """In words, what the clients must have."""
+
+    rounds: Count = 20
+    """How many rounds the run has."""
+    fraction: PositiveShare = 1.0
+    """Share of the clients that take part in a round."""
+    shared_model: str = ""
+    """Architecture of whatever is common to all clients; empty: the smallest among the clients' own."""
+    models: Mapping[str, Spec] = field(default_factory=dict)
+    """Tier to model, filled in when the method meets its federation."""
+    task: Task = field(default=None, repr=False)  # type: ignore[assignment]
+    """What outputs mean, filled in when the method meets its federation."""
+
+    @property
+    def shared(self) -> Spec:
+        """The common architecture."""
+        return self.models[self.shared_model]
+
+    def require(self, clients: Sequence[ClientInfo]) -> None:
+        """Raise `InputError` naming method and clients when it cannot serve them; called before anything starts."""
+        return
+
+    @abstractmethod
+    def init_server(self, key: Key) -> ServerT:
+        """The server's state before round 1. `key` is the same one that `init_client` gets for every client."""
+
+    @abstractmethod
+    def init_client(self, info: ClientInfo, key: Key) -> PrivateT:
+        """A client's private state before its first visit: a pure function, so untouched clients need no storage."""
+
+    def select(self, server: ServerT, clients: Sequence[ClientInfo], round: int, key: Key) -> Sequence[ClientInfo]:
+        """Who takes part: max(1, round(fraction · N)) uniformly without replacement, by ascending position.
+
+        `clients` may be lazy and have a million members: index it, do not iterate over it.
+        """
+        k = max(1, round_half_up(self.fraction * len(clients)))
+        chosen = key.numpy().choice(len(clients), size=k, replace=False, shuffle=False)
+        return [clients[int(i)] for i in sorted(chosen)]
+
+    @abstractmethod
+    def broadcast(self, server: ServerT, info: ClientInfo, round: int) -> WireT:
+        """What travels to this client; return the same object for clients that get the same."""
+
+    @abstractmethod
+    def client_update(self, job: Job[PrivateT, WireT]) -> Update[PrivateT, WireT]:
+        """Train at the client. `up` shares no storage with `down` or the returned state."""
+
+    @abstractmethod
+    def aggregate(self, server: ServerT, arrivals: Sequence[Arrival[WireT]], round: int, key: Key) -> ServerT:
+        """The server's next state from what has arrived, in the order of `select`."""
+
+    def done(self, server: ServerT, round: int) -> bool:
+        """Whether the run ends after `round` rounds."""
+        return round >= self.rounds
+
+    def prepare(self, info: ClientInfo, down: WireT, state: PrivateT, data: Batch, key: Key) -> Ready:
+        """Once per client and evaluation: whatever `predict` wants at hand."""
+        return {"info": info, "down": down, "state": state}
+
+    @abstractmethod
+    def predict(self, ready: Ready, batch: Batch) -> Tensor:
+        """Outputs for `batch` in evaluation mode, without randomness: for classification logits (B, classes)."""
+
+
+def round_half_up(value: float) -> int:
+    """2.5 becomes 3 (Python's own `round` gives 2)."""
+    return int(value + 0.5)

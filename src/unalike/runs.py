@@ -1,0 +1,226 @@
+"""Run folders: made before a run, filled by it, read after it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import config, models
+from .algorithms import find
+from .config import Experiment
+from .data.federation import Federation, federation, with_shared
+from .data.partition import Partition
+from .data.sources import SOURCES
+from .engines.checkpoint import Checkpoints
+from .engines.loop import Plan
+from .errors import InputError
+from .files import write_atomically, write_json
+from .plugins import absolute
+from .protocol import Algorithm
+from .summary import summarise
+from .telemetry import events
+
+EXPERIMENT, MANIFEST, SUMMARY, EVENTS = "experiment.toml", "manifest.json", "summary.json", "events.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An experiment whose every input has been checked: data read, models built, parameters resolved."""
+
+    experiment: Experiment
+    federation: Federation
+    algorithm: Algorithm[Any, Any, Any]
+
+    def plan(self, folder: Path, listeners: tuple[events.Listener, ...] = ()) -> Plan:
+        e = self.experiment
+        return Plan(
+            algorithm=self.algorithm,
+            method=e.method,
+            parameters=e.parameters,
+            federation=self.federation,
+            folder=folder,
+            seed=e.seed,
+            eval_every=e.eval_every,
+            eval_clients=e.eval_clients,
+            device=e.device,
+            store_budget=e.store_budget * 2**20,
+            listeners=listeners,
+        )
+
+
+def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared:
+    """Check everything that can be wrong before anything is written or started, and fill in what was left open.
+
+    Raises:
+        InputError: data, partition, model, device or method do not fit.
+    """
+    check_device(experiment.device)
+    found = given or load_federation(experiment)
+    kind = find(experiment.method)
+    own = {info.tier: found.models[info.tier] for info in found.clients}
+    shared = absolute(experiment.parameters["shared_model"]) or models.smallest(own)
+    found = with_shared(found, shared)
+    parameters = {**experiment.parameters, "shared_model": shared}
+    algorithm = kind(**parameters, models=found.models, task=found.task)
+    algorithm.require(found.clients)
+    cores = os.cpu_count() or 1
+    engine = experiment.engine or ("processes" if cores > 1 and experiment.device == "cpu" else "serial")
+    workers = experiment.workers or min(cores, 8, len(found.clients))
+    drawn = found.partition.scheme.partition(":")[0] not in ("site", "file")
+    update = {
+        "data": found.source.name if given else experiment.data,
+        "clients": len(found.clients) if drawn else None,
+        "models": experiment.models or models.DEFAULTS[found.source.kind],
+        "engine": engine,
+        "workers": 1 if engine == "serial" else workers,
+        "parameters": parameters,
+    }
+    return Prepared(experiment.model_copy(update=update), found, algorithm)
+
+
+def load_federation(experiment: Experiment, partition: Partition | None = None) -> Federation:
+    """The federation an experiment asks for, or the same data and models with a partition already drawn."""
+    keys = ("data", "data_path", "label", "site_column", "impute", "image_size", "clients", "split", "min_per_client")
+    asked = {key: getattr(experiment, key) for key in (*keys, "models", "model_map", "feature_width", "seed")}
+    return federation(**asked, partition=partition or experiment.partition)
+
+
+def check_device(name: str) -> None:
+    """Raise `InputError` unless torch can compute on the device."""
+    try:
+        torch.zeros(1, device=name)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"--device {name} cannot be used here: {reason}") from None
+
+
+def create(folder: Path, prepared: Prepared) -> None:
+    """Make a run folder that says what will be run; an existing one is refused and left as it is."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment, found = prepared.experiment, prepared.federation
+    found.partition.save(folder / "partition.npz")
+    write_json(folder / "partition.json", found.describe())
+    write_json(folder / MANIFEST, manifest(prepared))
+    text = "# The resolved experiment. Repeat it with: unalike run experiment.toml\n" + config.to_toml(
+        absolute_paths(config.flat(experiment))
+    )
+    write_atomically(folder / EXPERIMENT, text.encode())
+
+
+def absolute_paths(keys: dict[str, Any]) -> dict[str, Any]:
+    """The same keys with the paths of existing files made absolute, so that they hold from any folder."""
+    found = dict(keys)
+    for key in ("data", "data_path"):
+        if key in found and found[key] not in SOURCES and Path(found[key]).exists():
+            found[key] = str(Path(found[key]).resolve())
+    if str(found.get("partition", "")).startswith("file:"):
+        found["partition"] = f"file:{Path(found['partition'][5:]).resolve()}"
+    return found
+
+
+def manifest(prepared: Prepared) -> dict[str, Any]:
+    """Where a run comes from: versions, seed, data, partition, machine, commit."""
+    found = prepared.federation
+    return {
+        "versions": {name: metadata.version(name) for name in ("unalike", "torch", "numpy", "scikit-learn")}
+        | {"python": platform.python_version()},
+        "seed": prepared.experiment.seed,
+        "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
+        "partition_hash": found.partition.hash,
+        "machine": {
+            "system": platform.system(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "device": prepared.experiment.device,
+        },
+        "commit": commit(),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package runs from, None when it is installed elsewhere."""
+    here = Path(__file__).resolve().parent
+    try:
+        asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if (here.parents[1] / ".git").exists() else None
+
+
+def open_run(folder: Path) -> Experiment:
+    """The experiment of an existing run folder; `InputError` when it is none."""
+    if not (folder / EXPERIMENT).is_file():
+        raise InputError(f"{folder} is no run folder: it has no {EXPERIMENT}")
+    return config.from_toml(folder / EXPERIMENT)
+
+
+def reopen(folder: Path) -> Prepared:
+    """An existing run with its data; `InputError` when the data or the user's code are no longer what they were."""
+    experiment = open_run(folder)
+    partition = Partition.load(folder / "partition.npz")
+    prepared = prepare(experiment, load_federation(experiment, partition))
+    known = json.loads((folder / MANIFEST).read_text())
+    if prepared.federation.source.fingerprint != known["data"]["fingerprint"]:
+        raise InputError(f"{folder} was run on other data: {experiment.data} has changed since then")
+    if partition.hash != known["partition_hash"]:
+        raise InputError(f"{folder / 'partition.npz'} is not the partition the run was started with")
+    return prepared
+
+
+def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """Write summary.json from the events and the last checkpoint, and return it."""
+    index = Checkpoints(folder / "checkpoint").read()
+    experiment = prepared.experiment
+    summary = {
+        "algorithm": experiment.method,
+        "paper": prepared.algorithm.paper,
+        "data": experiment.data,
+        "seed": experiment.seed,
+        "clients": len(prepared.federation.clients),
+        "partition": prepared.federation.partition.scheme,
+        "partition_hash": prepared.federation.partition.hash,
+        **summarise(events.read(folder / EVENTS), index.best_round),
+        "state_sha256": index.state_sha256(),
+        "parameters": experiment.parameters,
+    }
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; `InputError` when another one is writing it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder} is being written by another process") from None
+        yield

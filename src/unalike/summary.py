@@ -1,0 +1,89 @@
+"""From a run's events to the figures that are reported: chosen on validation, reported on test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+METRICS = ("accuracy", "balanced_accuracy")
+
+
+def over_clients(per_client: Mapping[str, float]) -> dict[str, Any]:
+    """Mean, population standard deviation, worst, and mean of the lowest ceil(N / 10) clients."""
+    values = sorted(per_client.values())
+    n = len(values)
+    mean = sum(values) / n
+    lowest = values[: math.ceil(n / 10)]
+    return {
+        "mean": mean,
+        "std": math.sqrt(sum((v - mean) ** 2 for v in values) / n),
+        "worst": values[0],
+        "worst_decile": sum(lowest) / len(lowest),
+        "per_client": dict(per_client),
+    }
+
+
+def scores_at(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]], part: str) -> dict[str, Any]:
+    """The client statistics of every metric on one part of the data."""
+    clients = evaluation[part]
+    metrics = [m for m in METRICS if all(m in scores for scores in clients.values())]
+    return {m: over_clients({client: scores[m] for client, scores in clients.items()}) for m in metrics}
+
+
+def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[str, Any]:
+    """Scores on test at `selected_round` and at the last round, and what the whole run cost."""
+    rounds = [event for event in events if event["event"] == "round"]
+    evaluated = {event["round"]: event["evaluation"] for event in rounds if "evaluation" in event}
+    last = evaluated[max(evaluated)]
+    chosen = evaluated[selected_round]
+    return {
+        "rounds": len(rounds),
+        **scores_at(chosen, "test"),
+        "last": scores_at(last, "test"),
+        "validation": scores_at(chosen, "validation"),
+        "selected_round": selected_round,
+        "bytes": {way: sum(event[f"bytes_{way}"] for event in rounds) for way in ("up", "down")},
+        "wire_bytes": {way: sum(event[f"wire_bytes_{way}"] for event in rounds) for way in ("up", "down")},
+        "bytes_evaluation": sum(event.get("bytes_evaluation", 0) for event in rounds),
+        "flops": sum(event["flops"] for event in rounds),
+        "seconds": sum(event["seconds"] for event in rounds),
+        "peak_memory_bytes": max(event["peak_memory_bytes"] for event in rounds),
+    }
+
+
+def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str = "") -> dict[str, Any]:
+    """One method's line of compare.json. `ci95` is the half-width of Student's interval over seeds, None for one."""
+    if not summaries:
+        return {"method": method, "status": "failed", "reason": reason} | dict.fromkeys(
+            ("mean", "ci95", "std", "worst", "worst_decile", "bytes_up", "bytes_down", "flops", "seconds")
+        )
+    means = [s["accuracy"]["mean"] for s in summaries]
+
+    def average(values: Iterable[float]) -> float:
+        found = list(values)
+        return sum(found) / len(found)
+
+    return {
+        "method": method,
+        "mean": average(means),
+        "ci95": half_width(means),
+        **{k: average(s["accuracy"][k] for s in summaries) for k in ("std", "worst", "worst_decile")},
+        "bytes_up": average(s["bytes"]["up"] for s in summaries),
+        "bytes_down": average(s["bytes"]["down"] for s in summaries),
+        **{k: average(s[k] for s in summaries) for k in ("flops", "seconds", "peak_memory_bytes")},
+        "status": "failed" if reason else "done",
+        **({"reason": reason} if reason else {}),
+    }
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of Student's 95 % interval of the mean; None for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    from scipy.stats import t
+
+    mean = sum(values) / n
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return float(t.ppf(0.975, n - 1)) * error

@@ -1,0 +1,79 @@
+"""What a model's outputs mean: loss, scores, and the score that chooses a round. Methods hold none of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .protocol import Batch
+
+
+class Task(ABC):
+    """A task is a frozen dataclass of JSON values, so that it can be written down and rebuilt elsewhere."""
+
+    metric: ClassVar[str]
+    """The score, higher is better, by which a round is chosen on validation."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch, a scalar."""
+
+    @abstractmethod
+    def tally(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Sums over the batch that add up across batches to what `scores` needs."""
+
+    @abstractmethod
+    def scores(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:
+        """Exact scores over all rows tallied: not means of batch means."""
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One of `classes` labels a sample: cross-entropy, accuracy and balanced accuracy."""
+
+    classes: int
+    metric: ClassVar[str] = "accuracy"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs, batch["y"])
+
+    def tally(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        y = batch["y"]
+        hit = y[outputs.argmax(1) == y]
+        return {
+            "rows": torch.bincount(y, minlength=self.classes).cpu(),
+            "hits": torch.bincount(hit, minlength=self.classes).cpu(),
+            "loss": F.cross_entropy(outputs, y, reduction="sum").double().cpu(),
+        }
+
+    def scores(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:
+        """accuracy, balanced_accuracy (mean recall over the classes that occur), loss, n."""
+        rows, hits = tallies["rows"].double(), tallies["hits"].double()
+        n, present = float(rows.sum()), rows > 0
+        return {
+            "accuracy": float(hits.sum()) / n,
+            "balanced_accuracy": float((hits[present] / rows[present]).mean()),
+            "loss": float(tallies["loss"]) / n,
+            "n": n,
+        }
+
+
+TASKS: Mapping[str, type[Task]] = {"classification": Classification}
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """The task as JSON values; `restore` is the inverse."""
+    name = next(name for name, kind in TASKS.items() if type(task) is kind)
+    return {"name": name, **vars(task)}
+
+
+def restore(description: Mapping[str, Any]) -> Task:
+    """The task that `describe` described."""
+    fields = dict(description)
+    return TASKS[fields.pop("name")](**fields)

@@ -1,0 +1,47 @@
+"""events.jsonl: one JSON object a line, appended as rounds commit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import InputError
+
+Event: TypeAlias = Mapping[str, Any]
+Listener: TypeAlias = Callable[[Event], None]
+"""Called with every event of a run, in order, in the process that runs the loop."""
+
+
+class EventLog:
+    """The file of a run's events. What lies beyond the last commit is cut off when a run resumes."""
+
+    def __init__(self, path: Path, length: int | None = None) -> None:
+        """Open for appending, first cutting the file to `length` bytes."""
+        self.path = path
+        self._file = path.open("ab")
+        if length is not None:
+            self._file.truncate(length)
+            self._file.seek(0, os.SEEK_END)
+
+    def append(self, event: Event) -> int:
+        """Write and fsync one event; the length of the file after it."""
+        self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a file, in order; `InputError` names the line that is no JSON."""
+    with path.open() as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path} line {number} is not JSON: {error.msg}") from None
