@@ -26,10 +26,10 @@ def check_algorithm(
 ) -> None:
     """Raise `AssertionError`, saying which promise is broken, unless the method keeps the contract.
 
-    Checked on a small federation of unlike clients (or on `given`): inputs come back unmodified; the same job gives the
-    same bits; `up` shares no storage with `down`, state or data; states and messages survive serialisation; clients
-    that were not selected keep their state; predictions have one row a sample and no randomness; and a whole run ends in
-    the same bits served serially, in processes, and resumed after an interruption.
+    Checked on a small federation of unlike clients (or on `given`): inputs come back unmodified; the same job gives
+    the same bits; `up` shares no storage with `down`, state or data; states and messages survive serialisation;
+    clients that were not selected keep their state; predictions have one row a sample and no randomness; and a whole
+    run ends in the same bits served serially, in processes, and resumed after an interruption.
     """
     found = given or small_federation()
     prepared = api.prepare(_instance(algorithm), found, rounds=ROUNDS, engine="serial")

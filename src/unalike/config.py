@@ -138,7 +138,7 @@ def parameters_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
 
 def parameter_types(kind: type) -> dict[str, Any]:
     """Name to annotated type of a method's parameters."""
-    hints = get_type_hints(kind, localns={"Task": Any}, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
     return {name: hints[name] for name in parameters_of(kind)}
 
 

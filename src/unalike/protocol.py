@@ -10,18 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from .rng import Key
+from .tasks import Task
+from .tree import Batch as Batch
 
-if TYPE_CHECKING:
-    from .tasks import Task
-
-Batch: TypeAlias = Mapping[str, Tensor]
-"""Named tensors with one row a sample: for classification "x" (B, ...) float and "y" (B,) int64."""
 Ready: TypeAlias = Any
 """What `prepare` hands to `predict`: a method's own affair."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .protocol import Batch
+from .tree import Batch
 
 
 class Task(ABC):

@@ -19,6 +19,8 @@ from .errors import InputError, RunError
 
 Tree: TypeAlias = Mapping[str, Any]
 """Nested mapping of names without "/" to tensors or further trees."""
+Batch: TypeAlias = Mapping[str, Tensor]
+"""Named tensors with one row a sample: for classification "x" (B, ...) float and "y" (B,) int64."""
 Flat: TypeAlias = dict[str, Tensor]
 """The same tree with one level: "/"-joined name to tensor."""
 

@@ -54,7 +54,8 @@ def read_frame(stream: BinaryIO) -> bytes | None:
     lengths = stream.read(_LENGTHS.size)
     if not lengths:
         return None
-    frame = lengths + stream.read(sum(_LENGTHS.unpack(lengths)))
-    if len(frame) != _LENGTHS.size + sum(_LENGTHS.unpack(lengths)):
+    expected = sum(_LENGTHS.unpack(lengths)) if len(lengths) == _LENGTHS.size else 1
+    content = stream.read(expected)
+    if len(content) != expected:
         raise RunError("a message was cut off in the middle: the process at the other end has died")
-    return frame
+    return lengths + content

@@ -1,8 +1,8 @@
 """Networks as pure functions of their weights.
 
 A network is named by a `Spec`, built once per process as a skeleton, and evaluated as `features(spec, weights, x)`
-and `head(spec, weights, r)`. Weights are trees {"extractor": {...}, "header": {...}}; a leaf is named as in the module, with
-"~" before the name of a buffer: buffers travel and are averaged with their layer, and are never trained.
+and `head(spec, weights, r)`. Weights are trees {"extractor": {...}, "header": {...}}; a leaf is named as in the
+module, with "~" before the name of a buffer: buffers travel and are averaged with their layer, and are never trained.
 """
 
 from __future__ import annotations

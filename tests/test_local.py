@@ -1,0 +1,150 @@
+"""Local training and evaluation, against hand-computed values and torch's own optimiser."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unalike import tree
+from unalike.local import SGD, Step, batches, sgd, train
+from unalike.rng import Key
+from unalike.tasks import Classification
+
+DATA = {"x": torch.arange(7.0).reshape(7, 1), "y": torch.arange(7)}
+
+
+def square(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+    return 0.5 * (params["w"] ** 2).sum()
+
+
+def once() -> list[tree.Tree]:
+    return [{"x": torch.zeros(1, 1)}]
+
+
+def test_sgd_by_hand_with_momentum_and_decay() -> None:
+    """w=1: g=1+.1=1.1, b=1.1, w=.89; then g=.89+.089=.979, b=.99+.979=1.969, w=.6931."""
+    tuned, _ = sgd(square, {"w": torch.tensor([1.0])}, SGD(0.1, 0.9, 0.1), once() * 2, Key.root(0))
+    assert tuned["w"].item() == pytest.approx(0.6931)
+
+
+def test_clipping_scales_the_whole_gradient() -> None:
+    """w = (3, 4): g = (3, 4) has norm 5, clipped to 1 it is (.6, .8)."""
+    tuned, _ = sgd(square, {"w": torch.tensor([3.0, 4.0])}, SGD(1.0, clip=1.0), once(), Key.root(0))
+    assert tuned["w"].tolist() == pytest.approx([2.4, 3.2], abs=1e-5)
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 1e-2), (0.9, 1e-2)])
+def test_sgd_is_bit_for_bit_torchs(momentum: float, decay: float) -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(20, 4), torch.arange(20) % 3
+    weights = {name.replace(".", "_"): p.detach().clone() for name, p in net.named_parameters()}
+
+    def loss(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+        hidden = torch.relu(batch["x"] @ params["0_weight"].T + params["0_bias"])
+        return nn.functional.cross_entropy(
+            nn.functional.linear(hidden, params["2_weight"], params["2_bias"]), batch["y"]
+        )
+
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+    visits = list(batches({"x": x, "y": y}, 6, 3, Key.root(1)))
+    for batch in visits:
+        hidden = torch.relu(batch["x"] @ net[0].weight.T + net[0].bias)
+        expected = nn.functional.cross_entropy(nn.functional.linear(hidden, net[2].weight, net[2].bias), batch["y"])
+        optimiser.zero_grad()
+        expected.backward()
+        optimiser.step()
+    tuned, _ = sgd(loss, weights, SGD(0.1, momentum, decay), visits, Key.root(2))
+    for name, p in net.named_parameters():
+        assert torch.equal(tuned[name.replace(".", "_")], p), name
+
+
+def test_inputs_are_not_changed_and_nothing_is_shared() -> None:
+    params = {"w": torch.tensor([1.0])}
+    tuned, _ = sgd(square, params, SGD(0.1), once(), Key.root(0))
+    assert params["w"].item() == 1.0
+    assert not params["w"].requires_grad
+    assert not tuned["w"].requires_grad
+    assert not tree.shares_storage(params, tuned)
+
+
+def test_steps_alternate_within_a_batch_and_see_each_others_result() -> None:
+    """First a ← a − ½·a = 1; then b ← b − (b − a) with the new a: b = 1, not 2."""
+
+    def first(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+        return 0.5 * params["a"] ** 2
+
+    def second(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+        return 0.5 * (params["b"] - params["a"]) ** 2
+
+    steps = [Step(first, {"a": SGD(0.5)}), Step(second, {"b": SGD(1.0)})]
+    tuned, mean = train(steps, {"a": torch.tensor(2.0), "b": torch.tensor(5.0)}, {}, once(), Key.root(0))
+    assert (tuned["a"].item(), tuned["b"].item(), mean) == (1.0, 1.0, 2.0)
+
+
+def test_what_no_step_trains_stays_and_momentum_does_not_move_it() -> None:
+    params = {"a": torch.tensor(2.0), "b": torch.tensor(5.0)}
+    step = Step(lambda p, g, b: 0.5 * (p["a"] - p["b"]) ** 2, {"a": SGD(0.1, 0.9, 0.1)})
+    tuned, _ = train([step], params, {}, once() * 3, Key.root(0))
+    assert tuned["b"].item() == 5.0
+    assert tuned["a"].item() != 2.0
+
+
+def test_a_projection_holds_after_every_update() -> None:
+    def clamp(params: tree.Tree) -> None:
+        params["w"].clamp_(0.95, 1.0)
+
+    step = Step(square, {"w": SGD(0.5)}, clamp)
+    tuned, _ = train([step], {"w": torch.tensor([1.0])}, {}, once() * 2, Key.root(0))
+    assert tuned["w"].item() == pytest.approx(0.95)
+
+
+def test_buffers_are_not_trained() -> None:
+    step = Step(lambda p, g, b: (p["m"]["w"] * p["m"]["~b"]).sum(), {"m": SGD(1.0)})
+    tuned, _ = train([step], {"m": {"w": torch.ones(1), "~b": torch.ones(1)}}, {}, once(), Key.root(0))
+    assert (tuned["m"]["w"].item(), tuned["m"]["~b"].item()) == (0.0, 1.0)
+
+
+def test_a_step_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable leaf"):
+        train([Step(square, {"model": SGD(1.0)})], {"w": torch.ones(1)}, {}, once(), Key.root(0))
+
+
+def test_batches_cover_every_row_once_an_epoch() -> None:
+    seen = [batch["y"].tolist() for batch in batches(DATA, 3, 2, Key.root(0))]
+    assert [len(b) for b in seen] == [3, 3, 3, 3]  # the seventh row would be alone: it is left out
+    assert len({*seen[0], *seen[1]}) == 6
+    whole = torch.cat([batch["y"] for batch in batches(DATA, 4, 1, Key.root(0))]).tolist()
+    assert sorted(whole) == list(range(7))
+    assert whole != list(range(7))
+
+
+def test_batches_are_the_keys_and_rows_stay_together() -> None:
+    a, b = (list(batches(DATA, 4, 1, Key.root(k))) for k in (0, 1))
+    assert [x["y"].tolist() for x in a] == [x["y"].tolist() for x in batches(DATA, 4, 1, Key.root(0))]
+    assert [x["y"].tolist() for x in a] != [x["y"].tolist() for x in b]
+    assert all(torch.equal(batch["x"][:, 0].long(), batch["y"]) for batch in a)
+
+
+def test_a_single_row_is_still_a_batch() -> None:
+    assert len(list(batches({"x": torch.zeros(1, 2)}, 4, 3, Key.root(0)))) == 3
+
+
+def test_no_batch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to train on"):
+        sgd(square, {"w": torch.ones(1)}, SGD(0.1), [], Key.root(0))
+
+
+def test_scores_are_exact_over_uneven_batches() -> None:
+    """5 rows, 3 right: classes 0 (2 of 3), 1 (1 of 1), 2 (0 of 1), 3 absent: balanced (2/3 + 1 + 0) / 3."""
+    task = Classification(4)
+    logits = torch.eye(4)[torch.tensor([0, 0, 1, 1, 1])] * 10
+    y = torch.tensor([0, 0, 0, 1, 2])
+    parts = [task.tally(logits[s], {"y": y[s]}) for s in (slice(0, 4), slice(4, 5))]
+    found = task.scores({name: parts[0][name] + parts[1][name] for name in parts[0]})
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["balanced_accuracy"] == pytest.approx(5 / 9)
+    hit, miss = math.log(1 + 3 * math.exp(-10)), 10 + math.log(1 + 3 * math.exp(-10))
+    assert found["loss"] == pytest.approx((3 * hit + 2 * miss) / 5, rel=1e-5)
