@@ -22,15 +22,19 @@ from unalike.demo import COMMON
 from unalike.runs import commit
 
 SEEDS = (0, 1, 2)
-PLAIN = [{"lr": lr, "momentum": m} for lr, m in itertools.product((0.01, 0.02, 0.03, 0.05, 0.1, 0.2), (0.0, 0.9))]
+PLAIN = [
+    {"lr": lr, "momentum": m}
+    for lr, m in itertools.product((0.02, 0.03, 0.05, 0.1, 0.2, 0.3), (0.0, 0.5, 0.9, 0.95))
+]
 GRIDS: dict[str, list[dict[str, float]]] = {
     "pfedafm": [
-        {"lr": lr, "alpha0": a0, "lr_alpha": la}
-        for lr, (a0, la) in itertools.product((0.02, 0.03, 0.05), ((0.5, 0.1), (0.5, 1.0), (1.0, 0.1), (1.0, 1.0)))
+        {"lr": lr, "lr_theta": lt, "alpha0": a0, "lr_alpha": la}
+        for lr, lt, a0, la in itertools.product((0.05, 0.1, 0.2), (0.1, 0.2), (0.25, 0.5), (0.1, 1.0))
     ],
     "standalone": PLAIN,
     "fedavg": PLAIN,
 }
+"""24 trials a method."""
 
 
 def validation_score(method: str, parameters: dict[str, float], seed: int) -> float:

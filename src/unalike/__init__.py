@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import algorithms, data, local, models, tree
     from .algorithms import ALGORITHMS
     from .api import Result, compare, prepare, resume, run
     from .check import check_algorithm
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .protocol import Algorithm, Arrival, ClientInfo, Job, Spec, Update
     from .rng import Key
 
+_MODULES = ("algorithms", "data", "local", "models", "tree")
+"""Modules that a method of one's own is written with."""
 _HOMES = {
     "ALGORITHMS": "algorithms",
     "Algorithm": "protocol",
@@ -55,17 +58,24 @@ __all__ = [
     "Spec",
     "UnalikeError",
     "Update",
+    "algorithms",
     "check_algorithm",
     "compare",
+    "data",
     "federation",
     "load",
+    "local",
+    "models",
     "prepare",
     "resume",
     "run",
+    "tree",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'unalike' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -203,8 +203,12 @@ def _drive(
         for listener in listeners:
             getattr(listener, "close", lambda: None)()
     result = Result(folder)
-    if report:
-        result.report()
+    try:
+        if report:
+            result.report()
+    except OSError as error:
+        remedy = f"the run is finished, write its page with: unalike report {folder}"
+        raise RunError(f"{error.strerror or error}: {remedy}") from error
     return result
 
 

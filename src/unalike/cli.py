@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import click
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -73,30 +74,29 @@ def _shown(default: Any) -> str:
     return "/".join(f"{100 * share:.0f}" for share in default) if isinstance(default, tuple) else str(default)
 
 
-def _keys(ctx: click.Context) -> dict[str, Any]:
-    """The experiment keys of a command line: general ones from click, the method's own from what click left over."""
-    keys = dict(ctx.meta.get(KEYS, {}))
+def _words(ctx: click.Context) -> tuple[str | None, dict[str, Any]]:
+    """What is to be run, and its keys: general ones from click, the method's own from what click left over."""
+    method, keys = None, dict(ctx.meta.get(KEYS, {}))
     left = list(ctx.args)
     while left:
-        option = left.pop(0)
-        if not option.startswith("--"):
-            raise InputError(f"unexpected argument {option!r}: options are --name value")
-        name, equals, value = option[2:].partition("=")
+        word = left.pop(0)
+        if not word.startswith("-"):
+            if method is not None:
+                raise InputError(f"unexpected argument {word!r} after {method}: options are --name value")
+            method = word
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
         if not equals:
             if not left or left[0].startswith("--"):
-                raise InputError(f"{option} needs a value: {option} VALUE")
+                raise InputError(f"{word} needs a value: {word} VALUE")
             value = left.pop(0)
         keys[name.replace("-", "_")] = value
-    return keys
+    return method, keys
 
 
-@app.command(cls=ExperimentCommand)
+@app.command(cls=ExperimentCommand, options_metavar="[EXPERIMENT.toml | METHOD | file.py:Class] [OPTIONS]")
 def run(
     ctx: typer.Context,
-    method: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[EXPERIMENT.toml | METHOD | file.py:Class]", help="nothing: the demonstration"),
-    ] = None,
     out: Out = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -107,11 +107,9 @@ def run(
     """
     from . import api, config
 
-    keys = _keys(ctx)
+    method, keys = _words(ctx)
     if method is None:
         return _demonstration(keys, out, quiet, as_json)
-    if method.startswith("--"):
-        raise InputError(f"{method} stands where the method belongs: unalike run METHOD {method} ...")
     is_file = method.endswith(".toml")
     asked = config.from_toml(Path(method), keys) if is_file else config.resolve({**keys, "method": method})
     prepared = api.prepare(asked)
@@ -137,9 +135,10 @@ def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     from .report import sentence
     from .telemetry.progress import human_bytes
 
-    table = Table(title="test accuracy over clients, at the round chosen on validation", title_justify="left")
+    title = "test accuracy over clients, at the round chosen on validation"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for heading in ("method", "mean", "std", "worst", "worst decile", "sent", "received", "seconds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for line in lines:
         if line["mean"] is None:
             table.add_row(line["method"], f"failed: {line['reason']}")
@@ -208,6 +207,8 @@ def export(
     path = out or folder / f"client-{client}{suffixes[form]}"
     if path.exists():
         raise InputError(f"{path} exists already: choose another --out")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
     model = extract(folder, client, last)
     print(model.save(path) if form == "safetensors" else model.save_onnx(path))
 
@@ -296,6 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _guarded(arguments: list[str], debug: bool) -> int:
     try:
         code = app(arguments, prog_name="unalike", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help() if error.ctx else "")

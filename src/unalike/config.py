@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -60,8 +61,11 @@ class Experiment(BaseModel):
     @classmethod
     def _read_split(cls, value: Any) -> Any:
         parts = value.replace(",", "/").split("/") if isinstance(value, str) else value
-        shares = [float(part) for part in parts]
-        if len(shares) != 3 or min(shares) <= 0:
+        try:
+            shares = [float(part) for part in parts]
+        except (TypeError, ValueError):
+            shares = []
+        if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
             raise ValueError("three positive shares such as 60/20/20")
         return tuple(share / sum(shares) for share in shares) if abs(sum(shares) - 1) > 1e-9 else tuple(shares)
 
@@ -169,7 +173,9 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON leaves as it is
+    return repr(value)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

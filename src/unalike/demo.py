@@ -14,8 +14,8 @@ COMMON: Mapping[str, Any] = {
     "clients": 10,
     "partition": "dirichlet:0.5",
     "min_per_client": 100,
-    "rounds": 16,
-    "local_epochs": 2,
+    "rounds": 10,
+    "local_epochs": 1,
     "batch_size": 32,
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {

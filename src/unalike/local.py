@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -61,13 +61,43 @@ class Step:
     """Called after each update to bring `params` back to its allowed set, in place."""
 
 
-@dataclass(slots=True)
-class _Group:
-    """The leaves one optimiser trains, and its momentum."""
+class _Taker:
+    """One step at work: the leaves it trains, by optimiser, and their momenta."""
 
-    optimiser: SGD
-    weights: list[Tensor]
-    memory: list[Tensor] = field(default_factory=list)
+    def __init__(self, step: Step, flat: Flat) -> None:
+        self.step = step
+        self.groups = [(optimiser, _weights(flat, branch)) for branch, optimiser in step.trains.items()]
+        self.weights = [weight for _, weights in self.groups for weight in weights]
+        self.memories: list[list[Tensor]] = [[] for _ in self.groups]
+
+    def require_grad(self, wanted: bool) -> None:
+        for weight in self.weights:
+            weight.requires_grad_(wanted)
+
+    def __call__(self, params: Tree, given: Tree, batch: Batch) -> Tensor:
+        """Take the step in place; the loss before it."""
+        loss = self.step.loss(params, given, batch)
+        gradients = list(torch.autograd.grad(loss, self.weights))
+        with torch.no_grad():
+            for i, (optimiser, weights) in enumerate(self.groups):
+                mine, gradients = gradients[: len(weights)], gradients[len(weights) :]
+                self.memories[i] = optimiser.update(weights, mine, self.memories[i])
+            if self.step.project:
+                self.step.project(params)
+        return loss.detach()
+
+
+def _weights(flat: Flat, branch: str) -> list[Tensor]:
+    below = {name: leaf for name, leaf in flat.items() if f"{name}/".startswith(f"{branch}/")}
+    weights = [leaf for name, leaf in below.items() if is_trainable(name, leaf)]
+    if not weights:
+        raise ValueError(f"a step trains {branch!r}, of which params has no trainable leaf: {', '.join(flat)}")
+    return weights
+
+
+def is_trainable(name: str, leaf: Tensor) -> bool:
+    """Whether a leaf is a weight: floating, and not marked by "~" as a buffer."""
+    return leaf.is_floating_point() and not name.rpartition("/")[2].startswith("~")
 
 
 def batches(data: Batch, size: int, epochs: int, key: Key) -> Iterator[Batch]:
@@ -93,54 +123,37 @@ def train(
     sees the result. Optimisers start fresh and live for this call. `params` and `given` are not changed; buffers that
     a forward pass writes (BatchNorm statistics) are written into the copies. `key` seeds dropout.
     """
-    flat = tree.flatten(tree.clone(params))
+    flat = {name: leaf.detach().clone() for name, leaf in tree.flatten(params).items()}
     working = tree.unflatten(flat)
-    plans = [(step, [_group(flat, branch, optimiser) for branch, optimiser in step.trains.items()]) for step in steps]
+    takers = [_Taker(step, flat) for step in steps]
     losses, rows = [], []
+    if len(takers) == 1:
+        takers[0].require_grad(True)
     with key.scope():
         for batch in batches:
-            taken = [_take(step, groups, working, given, batch) for step, groups in plans]
-            losses.append(taken[0])
             rows.append(len(next(iter(batch.values()))))
+            losses.append(_alternate(takers, working, given, batch))
     if not rows:
         raise ValueError("nothing to train on: there was no batch")
     mean = torch.stack(losses).double().cpu() @ torch.tensor(rows, dtype=torch.float64) / sum(rows)
     return tree.map_leaves(Tensor.detach, working), float(mean)
 
 
+def _alternate(takers: list[_Taker], params: Tree, given: Tree, batch: Batch) -> Tensor:
+    """All steps of one batch; only what the step at hand trains requires gradients. The first one's loss."""
+    if len(takers) == 1:
+        return takers[0](params, given, batch)
+    losses = []
+    for taker in takers:
+        taker.require_grad(True)
+        losses.append(taker(params, given, batch))
+        taker.require_grad(False)
+    return losses[0]
+
+
 def sgd(loss: Loss, params: Tree, optimiser: SGD, batches: Iterable[Batch], key: Key) -> tuple[dict[str, Any], float]:
     """`train` in its simplest case: one loss, one optimiser a branch, nothing constant."""
     return train([Step(loss, dict.fromkeys(params, optimiser))], params, {}, batches, key)
-
-
-def _group(flat: Flat, branch: str, optimiser: SGD) -> _Group:
-    below = {name: leaf for name, leaf in flat.items() if f"{name}/".startswith(f"{branch}/")}
-    weights = [leaf for name, leaf in below.items() if is_trainable(name, leaf)]
-    if not weights:
-        raise ValueError(f"a step trains {branch!r}, of which params has no trainable leaf: {', '.join(flat)}")
-    return _Group(optimiser, weights)
-
-
-def is_trainable(name: str, leaf: Tensor) -> bool:
-    """Whether a leaf is a weight: floating, and not marked by "~" as a buffer."""
-    return leaf.is_floating_point() and not name.rpartition("/")[2].startswith("~")
-
-
-def _take(step: Step, groups: list[_Group], params: Tree, given: Tree, batch: Batch) -> Tensor:
-    weights = [weight for group in groups for weight in group.weights]
-    for weight in weights:
-        weight.requires_grad_(True)
-    loss = step.loss(params, given, batch)
-    gradients = list(torch.autograd.grad(loss, weights))
-    with torch.no_grad():
-        for group in groups:
-            mine, gradients = gradients[: len(group.weights)], gradients[len(group.weights) :]
-            group.memory = group.optimiser.update(group.weights, mine, group.memory)
-        if step.project:
-            step.project(params)
-    for weight in weights:
-        weight.requires_grad_(False)
-    return loss.detach()
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
 
     @abstractmethod
     def broadcast(self, server: ServerT, info: ClientInfo, round: int) -> WireT:
-        """What travels to this client; return the same object for clients that get the same."""
+        """What travels to this client; return the same tensors to clients that get the same."""
 
     @abstractmethod
     def client_update(self, job: Job[PrivateT, WireT]) -> Update[PrivateT, WireT]:

@@ -59,7 +59,9 @@ class Key:
         """Seed torch's global generators (dropout, initialisation) inside the block and restore them after it."""
         import torch
 
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+        cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+            torch.default_generator.manual_seed(self.seed)
+            if cuda:
+                torch.cuda.manual_seed_all(self.seed)
             yield

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,11 +83,22 @@ def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared
         "data": found.source.name if given else experiment.data,
         "clients": len(found.clients) if drawn else None,
         "models": experiment.models or models.DEFAULTS[found.source.kind],
+        **(_as_given(found) if given else {}),
         "engine": engine,
         "workers": 1 if engine == "serial" else workers,
         "parameters": parameters,
     }
     return Prepared(experiment.model_copy(update=update), found, algorithm)
+
+
+def _as_given(found: Federation) -> dict[str, Any]:
+    """What an experiment must say of a federation made by hand, so that reopening builds the same models."""
+    return {
+        "partition": found.partition.scheme,
+        "models": tuple(info.tier for info in found.clients),
+        "model_map": {},
+        "feature_width": found.models[found.clients[0].tier].features,
+    }
 
 
 def load_federation(experiment: Experiment, partition: Partition | None = None) -> Federation:
@@ -109,6 +121,14 @@ def create(folder: Path, prepared: Prepared) -> None:
     """Make a run folder that says what will be run; an existing one is refused and left as it is."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
+    try:
+        _fill(folder, prepared)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from error
+
+
+def _fill(folder: Path, prepared: Prepared) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     experiment, found = prepared.experiment, prepared.federation
     found.partition.save(folder / "partition.npz")

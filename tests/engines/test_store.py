@@ -17,7 +17,7 @@ BYTES = 400
 
 
 def state(value: float) -> dict[str, Any]:
-    return {"model": {"w": torch.full((60,), value), "~mean": torch.full((40,), -value)}}
+    return {"model": {"w": torch.full((60,), float(value)), "~mean": torch.full((40,), -float(value))}}
 
 
 def held(store: Store) -> int:

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unalike import tree
@@ -19,6 +19,7 @@ BODY = {"theta": {"extractor": {"0.weight": torch.arange(6.0).reshape(2, 3), "~1
 HEADS = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text())
 
 
+@settings(max_examples=50, deadline=None)
 @given(head=HEADS, with_body=st.booleans())
 def test_a_message_comes_back_as_it_was(head: dict[str, object], with_body: bool) -> None:
     message = Message(head, pack(BODY) if with_body else b"")

@@ -152,14 +152,14 @@ def test_settled_comparison() -> None:
         "fedavg’s, 0.850 against 0.830.",
         "Federating paid on the mean: standalone (0.821 ± 0.012) is 6.6 points behind and the intervals do not "
         "overlap.",
-        "The next best, fedavg (0.880 ± 0.020) is 0.7 points behind, but the intervals overlap: the order is not "
+        "The next best: fedavg (0.880 ± 0.020) is 0.7 points behind, but the intervals overlap: the order is not "
         "settled.",
     ]
 
 
 def test_standalone_wins() -> None:
     assert told(method("fedavg", 0.78, 0.01), method("standalone", 0.82, 0.01))[1] == (
-        "No federated method beat standalone: the nearest, fedavg (0.780 ± 0.010) is 4.0 points behind and the "
+        "No federated method beat standalone. The nearest: fedavg (0.780 ± 0.010) is 4.0 points behind and the "
         "intervals do not overlap."
     )
 

@@ -85,6 +85,8 @@ class Checkpoints:
         self._kept = {index.round: index for index in self._indexes()}
         referenced = {(c, v) for i in self._kept.values() for c, (v, _) in i.versions.items()}
         remove_unreferenced(self.clients, (int(p.name) for p in self.clients.iterdir()), referenced)
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()
         for path in self.folder.glob("server-*.safetensors"):
             if int(path.stem.partition("-")[2]) not in self._kept:
                 path.unlink()

@@ -174,15 +174,16 @@ class _Loop:
     def _requests(
         self, kind: str, server: Any, clients: Sequence[ClientInfo], round: int, key: Key, traffic: _Traffic
     ) -> Iterator[bytes]:
-        """Messages made when the engine asks for them; a broadcast that is one object is encoded once."""
-        last: tuple[Any, bytes, int] = (None, b"", 0)
+        """Messages made when the engine asks for them; a broadcast of the same tensors is encoded once."""
+        sent, body, size = tree.flatten({}), b"", 0
         for info in clients:
             ticket = Ticket(info.id, round, self.plan.algorithm.broadcast(server, info, round), key / info.id)
-            if ticket.down is not last[0]:
-                last = (ticket.down, pack(ticket.down), tree.nbytes(ticket.down))
+            leaves = tree.flatten(ticket.down)
+            if leaves.keys() != sent.keys() or any(leaf is not sent[name] for name, leaf in leaves.items()):
+                sent, body, size = leaves, pack(ticket.down), tree.nbytes(ticket.down)
             head = {"kind": kind, "client": info.id, "round": round, "key": ticket.key.digest.hex()}
-            frame = Message({**head, "version": self.index.version(info.id)}, last[1]).encode()
-            traffic.add(last[2], len(frame))
+            frame = Message({**head, "version": self.index.version(info.id)}, body).encode()
+            traffic.add(size, len(frame))
             yield frame
 
     def _evaluate(self, server: Any, round: int, key: Key, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -64,6 +65,8 @@ class Site:
             return Message(head, reply.body)
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError):
+                said = f"{error.strerror or error} ({self.store.folder}): mend this and continue with: unalike resume"
             line = " ".join(f"round {round}, client {client}: {said}".split())
             return Message({"client": client, "error": line})
 
@@ -85,6 +88,7 @@ class Site:
         update = self.algorithm.client_update(job)
         for name in tree.non_finite({"up": update.up, "state": update.state}):
             raise RunError(f"{name} is not finite after training: lower --lr, or look for outliers in its data")
+        _require_finite("after training", update.metrics)
         version, digest = 0, ""
         if tree.flatten(update.state):
             version, digest = round, self.store.save(client, round, tree.to(update.state, torch.device("cpu")))
@@ -101,6 +105,8 @@ class Site:
         scores = {
             part: local.evaluate(self.algorithm, ready, self.data(client, part)) for part in ("validation", "test")
         }
+        for part, found in scores.items():
+            _require_finite(f"on {part}", found)
         return Message({"client": client, "scores": scores})
 
     def _flops(self, job: Job[Any, Any]) -> float:
@@ -112,6 +118,12 @@ class Site:
                 self.algorithm.client_update(Job(job.info, job.round, job.down, job.state, few, job.key))
             self._flops_per_row[tier] = counter.get_total_flops() / min(8, job.info.n)
         return self._flops_per_row[tier] * job.info.n
+
+
+def _require_finite(when: str, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise RunError(f"{name} is {value} {when}: lower --lr, or look for outliers in its data")
 
 
 def peak_memory() -> int:

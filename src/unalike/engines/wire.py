@@ -54,8 +54,8 @@ def read_frame(stream: BinaryIO) -> bytes | None:
     lengths = stream.read(_LENGTHS.size)
     if not lengths:
         return None
-    expected = sum(_LENGTHS.unpack(lengths)) if len(lengths) == _LENGTHS.size else 1
-    content = stream.read(expected)
-    if len(content) != expected:
-        raise RunError("a message was cut off in the middle: the process at the other end has died")
-    return lengths + content
+    if len(lengths) == _LENGTHS.size:
+        frame = lengths + stream.read(sum(_LENGTHS.unpack(lengths)))
+        if len(frame) == _LENGTHS.size + sum(_LENGTHS.unpack(lengths)):
+            return frame
+    raise RunError("a message was cut off in the middle: the process at the other end has died")

@@ -134,13 +134,13 @@ def comparison(methods: list[Method]) -> list[str]:
     )
     alone = next((m for m in others if m.method == BASELINE), None)
     if best.method == BASELINE and others:
-        told += [f"No federated method beat {BASELINE}: the nearest, {_behind(best, others[0])}."]
+        told += [f"No federated method beat {BASELINE}. The nearest: {_behind(best, others[0])}."]
     elif alone:
         told += [f"Federating paid on the mean: {_behind(best, alone)}."]
     elif best.method != BASELINE:
         told += [f"Whether federating pays is not known: {BASELINE} did not finish or was not run."]
     if others and best.method != BASELINE and others[0] is not alone:
-        told += [f"The next best, {_behind(best, others[0])}."]
+        told += [f"The next best: {_behind(best, others[0])}."]
     if others and any(m.ci95 is None for m in done):
         told += ["With a single seed there is no interval: these differences may be chance."]
     return told + failures

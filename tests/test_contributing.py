@@ -1,0 +1,50 @@
+"""CONTRIBUTING's "your own algorithm in 40 lines" and README's Python are run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unalike
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def method(tmp_path: Path) -> Path:
+    path = tmp_path / "my_method.py"
+    path.write_text(blocks("CONTRIBUTING.md", "python")[0])
+    return path
+
+
+def test_the_algorithm_has_about_40_lines(method: Path) -> None:
+    lines = [line for line in method.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 40
+
+
+def test_the_algorithm_runs_by_the_command_given(method: Path, tmp_path: Path) -> None:
+    command = blocks("CONTRIBUTING.md", "bash")[0].splitlines()[0]
+    assert command.startswith("unalike run my_method.py:SharedExtractor")
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "sharedextractor" / "summary.json").exists()
+
+
+def test_the_algorithm_keeps_the_contract(method: Path) -> None:
+    unalike.check_algorithm(f"{method}:SharedExtractor")
+
+
+def test_it_sends_the_extractor_only(method: Path, tmp_path: Path) -> None:
+    result = unalike.run(f"{method}:SharedExtractor", out=tmp_path / "run", rounds=1, clients=3, report=False)
+    spec = unalike.Spec("cnn-3", (1, 8, 8), 10)
+    assert result.summary["bytes"]["up"] == 3 * 4 * unalike.models.parameters(spec, "extractor")
