@@ -23,8 +23,7 @@ from unalike.runs import commit
 
 SEEDS = (0, 1, 2)
 PLAIN = [
-    {"lr": lr, "momentum": m}
-    for lr, m in itertools.product((0.02, 0.03, 0.05, 0.1, 0.2, 0.3), (0.0, 0.5, 0.9, 0.95))
+    {"lr": lr, "momentum": m} for lr, m in itertools.product((0.02, 0.03, 0.05, 0.1, 0.2, 0.3), (0.0, 0.5, 0.9, 0.95))
 ]
 GRIDS: dict[str, list[dict[str, float]]] = {
     "pfedafm": [

@@ -30,7 +30,7 @@ class Mine(Standalone):
 EXPERIMENTS: list[dict[str, Any]] = [
     {},
     {"method": "fedavg", "lr": 0.1, "rounds": 3, "seed": -5, "device": "cuda:1"},
-    {"method": "pfedafm", "mixing": "fixed", "alpha0": 1, "lr_theta": 1e-5, "max_alpha_step": 0.25, "split": "70/10/20"},
+    {"method": "pfedafm", "mixing": "fixed", "alpha0": 1, "lr_theta": 1e-5, "max_shift": 0.25, "split": "7/1/2"},
     {"models": "cnn-5, cnn-4(dropout=0.2, norm=True) ,mlp-1", "model_map": "0=cnn-1,3=cnn-5(dropout=0.5, norm=True)"},
     {"models": ["cnn-5"], "model_map": {"2": "cnn-1"}, "feature_width": 64, "eval_clients": 3, "workers": 4},
     {"data": 'it\'s "data"\\new\t.csv', "label": "größe", "impute": "median", "site_column": "Ort", "engine": "serial"},
@@ -161,9 +161,7 @@ def test_a_file_of_the_user_that_fails_is_one_line(tmp_path: Path) -> None:
         resolve({"method": f"{tmp_path / 'bad.py'}:X"})
 
 
-def test_relative_paths_of_an_experiment_count_from_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_of_an_experiment_count_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     for name in ("rows.csv", "digits"):

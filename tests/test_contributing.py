@@ -44,6 +44,18 @@ def test_the_algorithm_keeps_the_contract(method: Path) -> None:
     unalike.check_algorithm(f"{method}:SharedExtractor")
 
 
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", blocks("README.md", "python")[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+
+
 def test_it_sends_the_extractor_only(method: Path, tmp_path: Path) -> None:
     result = unalike.run(f"{method}:SharedExtractor", out=tmp_path / "run", rounds=1, clients=3, report=False)
     spec = unalike.Spec("cnn-3", (1, 8, 8), 10)

@@ -77,9 +77,8 @@ def test_an_exported_image_model_scores_what_the_run_reported(digits: Path, tmp_
     for client in range(3):
         model = load(extract(digits, client).save(tmp_path / f"{client}.safetensors"))
         assert accuracy(model, given, client) == summary["accuracy"]["per_client"][str(client)]
-        assert accuracy(model, given, client, "validation") == summary["validation"]["accuracy"]["per_client"][
-            str(client)
-        ]
+        validation = summary["validation"]["accuracy"]["per_client"][str(client)]
+        assert accuracy(model, given, client, "validation") == validation
         direct = load(digits, client)
         x = given.source.x[given.rows(client, "test")[:5]]
         assert np.array_equal(direct.predict(x), model.predict(x))
@@ -243,6 +242,20 @@ def test_a_file_that_is_no_personal_model_is_refused(what: str, tables: Path, tm
         path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"a\.safetensors is no personal model written by `unalike export`"):
         load(path)
+
+
+def test_a_run_on_a_federation_made_by_hand_is_opened_with_its_own_models(tmp_path: Path) -> None:
+    """Models in no regular turn, pooled to another width, and a partition that no key of the experiment asked for."""
+    unlike = {"models": ["mlp-4"], "model_map": {1: "mlp-3", 2: "mlp-5"}, "feature_width": 32}
+    made = federation("wine", clients=3, partition="iid", seed=9, **unlike)
+    keys = {"engine": "serial", "rounds": 1, "local_epochs": 1, "report": False}
+    folder = api.run("pfedafm", made, out=tmp_path / "run", **keys).folder
+    reopened = runs.reopen(folder)
+    assert reopened.federation.models == made.models
+    assert reopened.federation.clients == made.clients
+    for client in range(3):
+        expected = api.Result(folder).summary["accuracy"]["per_client"][str(client)]
+        assert accuracy(load(folder, client), made, client) == expected
 
 
 def test_a_client_that_was_never_trained_has_the_model_it_started_with(tmp_path: Path) -> None:

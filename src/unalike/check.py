@@ -81,6 +81,8 @@ def _check_update(algorithm: Algorithm[Any, Any, Any], job: Job[Any, Any]) -> Ar
     where = f"client_update of client {job.info.id}"
     before = {name: tree.clone(part) for name, part in _parts(job).items()}
     update = algorithm.client_update(job)
+    _serialisable(update.up, "what a client sends")
+    _serialisable(update.state, "a client's state")
     for name, part in _parts(job).items():
         _same(before[name], part, f"{where} changed the {name} it was given")
         assert not tree.shares_storage(update.up, part), f"{where}: up shares storage with {name}: send a copy"
@@ -88,8 +90,6 @@ def _check_update(algorithm: Algorithm[Any, Any, Any], job: Job[Any, Any]) -> Ar
             f"{where}: the returned state shares storage with {name}: keep a copy"
         )
     assert not tree.shares_storage(update.up, update.state), f"{where}: up shares storage with the returned state"
-    _serialisable(update.up, "what a client sends")
-    _serialisable(update.state, "a client's state")
     torch.rand(3)  # a method that draws from the global generator outside a key's scope now gives other bits
     again = algorithm.client_update(job)
     _same(update.up, again.up, f"{where} gives another up for the same job: draw from job.key only")

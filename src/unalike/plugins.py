@@ -31,6 +31,12 @@ def absolute(name: str) -> str:
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
+def fingerprint(name: str) -> str | None:
+    """sha256 of the user's file that a name stands for, None for what comes from an installed package."""
+    place = Path(name.rpartition(":")[0])
+    return hashlib.sha256(place.read_bytes()).hexdigest() if place.suffix == ".py" and place.is_file() else None
+
+
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """Split `module:function(key=value, ...)` into the name and its literal arguments; the parentheses are optional."""
     name, bracket, rest = text.partition("(")

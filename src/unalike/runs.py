@@ -27,7 +27,7 @@ from .engines.checkpoint import Checkpoints
 from .engines.loop import Plan
 from .errors import InputError
 from .files import write_atomically, write_json
-from .plugins import absolute
+from .plugins import absolute, fingerprint
 from .protocol import Algorithm
 from .summary import summarise
 from .telemetry import events
@@ -160,6 +160,7 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
         "partition_hash": found.partition.hash,
+        "method_sha256": fingerprint(prepared.experiment.method),
         "machine": {
             "system": platform.system(),
             "processor": processor(),
@@ -207,6 +208,8 @@ def reopen(folder: Path) -> Prepared:
         raise InputError(f"{folder} was run on other data: {experiment.data} has changed since then")
     if partition.hash != known["partition_hash"]:
         raise InputError(f"{folder / 'partition.npz'} is not the partition the run was started with")
+    if fingerprint(experiment.method) != known.get("method_sha256"):
+        raise InputError(f"{experiment.method} has changed since {folder} was started: run it anew")
     return prepared
 
 

@@ -23,7 +23,7 @@ BOTH = "cnn-5(norm=True, dropout=0.2)"
 KEYS: dict[str, Any] = {
     "data": "digits",
     "clients": 4,
-    "fraction": 0.75,
+    "fraction": 0.5,
     "partition": "dirichlet:1.0",
     "min_per_client": 60,
     "models": f"cnn-5,cnn-4,{BOTH}",
@@ -59,7 +59,7 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What must not depend on how a run was carried out. (The heads of messages tell times, of one digit more or less.)"""
+    """What must not depend on how a run was carried out. (Heads of messages tell times, of one digit more or less.)"""
     found = api.Result(folder).summary
     return {k: v for k, v in found.items() if k not in ("seconds", "peak_memory_bytes", "wire_bytes")}
 
@@ -136,7 +136,9 @@ def test_the_methods_differ(serial: Path) -> None:
     assert len({api.Result(serial / name).summary["state_sha256"] for name in METHODS}) == 3
 
 
-@pytest.mark.parametrize(("method", "engine"), [("pfedafm", "processes"), ("standalone", "serial"), ("fedavg", "serial")])
+@pytest.mark.parametrize(
+    ("method", "engine"), [("pfedafm", "processes"), ("standalone", "serial"), ("fedavg", "serial")]
+)
 def test_a_run_killed_within_a_round_resumes_to_the_same_bits(
     method: str, engine: str, serial: Path, tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ class Scripted:
     workers = 1
 
     def __init__(self, scores: Mapping[int, Mapping[str, Sequence[float]]] | None = None, **sends: Any) -> None:
-        """`scores` is round to {"validation": accuracies by client, "test": ...}; `sends` replaces fields of replies."""
+        """`scores` is round to {"validation": accuracies, "test": ...}; `sends` replaces fields of updates."""
         self.scores, self.sends = scores or {}, sends
         self.asked: list[Mapping[str, Any]] = []
 
@@ -183,7 +183,7 @@ def test_each_round_selects_with_a_key_of_its_own(unlike: Federation, tmp_path: 
 def test_evaluation_happens_every_so_many_rounds_and_at_the_end(unlike: Federation, tmp_path: Path) -> None:
     engine = Scripted()
     drive(tmp_path / "run", "standalone", unlike, engine, rounds=7, eval_every=3)
-    assert engine.visits("evaluate") == dict.fromkeys((3, 6, 7), [0, 1, 2, 3, 4, 5])
+    assert engine.visits("evaluate") == {round: [0, 1, 2, 3, 4, 5] for round in (3, 6, 7)}
     events = rounds_of(tmp_path / "run")
     assert [event["round"] for event in events if "evaluation" in event] == [3, 6, 7]
     assert [event["round"] for event in events if "validation" in event["metrics"]] == [3, 6, 7]
@@ -315,9 +315,7 @@ def test_every_client_sends_theta_and_nothing_else(recorded: tuple[Path, Recordi
     assert summary["bytes"] == {"up": told["bytes_up"], "down": told["bytes_down"]}
     assert told["bytes_evaluation"] == 6 * tree.nbytes(theta)
     assert told["wire_bytes_up"] == sum(len(f) for f in engine.replies if "weight" in Message.decode(f).head)
-    assert told["wire_bytes_down"] == sum(
-        len(f) for f in engine.requests if Message.decode(f).head["kind"] == "update"
-    )
+    assert told["wire_bytes_down"] == sum(len(f) for f in engine.requests if Message.decode(f).head["kind"] == "update")
 
 
 def test_no_message_holds_anything_of_a_state_or_of_the_data(
@@ -527,7 +525,7 @@ def test_a_worker_that_dies_is_one_line_with_a_remedy(table: Federation, tmp_pat
         plan = dataclasses.replace(
             prepared.plan(tmp_path / "run"), listeners=[lambda event: engine._pool[0].process.kill()]
         )
-        with pytest.raises(RunError, match="a worker process ended with code -9, .*memory.*: use fewer --workers"):
+        with pytest.raises(RunError, match=r"a worker process ended with code -9, .*memory.*: use fewer --workers"):
             loop.run(plan, engine)
 
 

@@ -107,7 +107,16 @@ def _skeletons(spec: Spec) -> dict[str, Skeleton]:
 
 
 def initial(spec: Spec, key: Key) -> dict[str, Any]:
-    """Fresh weights {"extractor", "header"}: PyTorch's own initialisation, seeded by `key`."""
+    """First weights {"extractor", "header"}: PyTorch's own initialisation, seeded by `key`.
+
+    Asked again it returns the same tensors, so that a thousand clients of one architecture start without a thousand
+    builds. Like all trees they are not to be written into.
+    """
+    return tree.map_leaves(lambda leaf: leaf, _initial(spec, key))
+
+
+@functools.lru_cache(maxsize=16)
+def _initial(spec: Spec, key: Key) -> dict[str, Any]:
     with key.scope():
         module = _build(spec)
     return {name: Skeleton(getattr(module, name)).weights() for name in ("extractor", "header")}

@@ -1,0 +1,81 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import unalike
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+PUBLIC = """ALGORITHMS Algorithm Arrival ClientInfo Federation InputError Job Key PersonalModel Result RunError Spec
+UnalikeError Update algorithms check_algorithm compare data federation load local models prepare resume run tree"""
+
+
+def call(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports", "--no-cache")],
+    ids=["ruff", "format", "mypy", "imports"],
+)
+def test_the_linters_are_content(command: tuple[str, ...]) -> None:
+    done = call(BIN / command[0], *command[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert unalike.__all__ == sorted(PUBLIC.split())
+    for name in unalike.__all__:
+        assert getattr(unalike, name) is not None
+
+
+def test_importing_unalike_or_its_help_loads_no_torch() -> None:
+    code = "import sys, unalike, unalike.cli, unalike.report; sys.exit('torch' in sys.modules)"
+    assert call(sys.executable, "-c", code).returncode == 0
+
+
+def test_nothing_optional_is_imported() -> None:
+    code = (
+        "import sys, unalike, unalike.api, unalike.personal, unalike.doctor, unalike.check; "
+        "sys.exit(', '.join({'datasets', 'onnx', 'onnxruntime', 'onnxscript', 'pandas', 'flwr'} & {*sys.modules}) or 0)"
+    )
+    done = call(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.name)
+def test_no_file_unpickles_evaluates_or_is_too_long(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"import pickle|pickle\.|torch\.(load|save)\(|[^.\w]eval\(|yaml\.load\(", text)
+    assert len(text.splitlines()) <= 400
+
+
+def test_the_contract_stays_under_200_lines() -> None:
+    assert len((ROOT / "src/unalike/protocol.py").read_text().splitlines()) < 200
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    commands = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert commands[1].strip() in (ROOT / ".ci/run").read_text()
+    assert all(len(block.strip().splitlines()) == 1 for block in commands[:2])
+
+
+def test_every_method_is_in_the_readme_and_under_the_independence_rule() -> None:
+    readme = (ROOT / "README.md").read_text().lower()
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    independent = next(rule["modules"] for rule in rules if rule["type"] == "independence")
+    for name, kind in unalike.ALGORITHMS.items():
+        assert name in readme
+        assert kind.__module__ in independent
+        assert kind.paper
+        assert kind.__doc__
