@@ -27,8 +27,9 @@ def load_object(name: str) -> Any:
 
 def absolute(name: str) -> str:
     """The same name with the path of a file made absolute, so that it holds in any folder."""
-    place, _, attribute = name.rpartition(":")
-    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+    head, bracket, arguments = name.partition("(")
+    place, _, attribute = head.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
 
 
 def fingerprint(name: str) -> str | None:

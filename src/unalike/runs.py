@@ -82,7 +82,8 @@ def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared
     update = {
         "data": found.source.name if given else experiment.data,
         "clients": len(found.clients) if drawn else None,
-        "models": experiment.models or models.DEFAULTS[found.source.kind],
+        "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
+        "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
         **(_as_given(found) if given else {}),
         "engine": engine,
         "workers": 1 if engine == "serial" else workers,

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from unalike import models, tree
 from unalike.errors import InputError
 from unalike.models import Skeleton
+from unalike.plugins import absolute
 from unalike.protocol import Spec
 from unalike.rng import Key
 
@@ -187,3 +188,10 @@ def test_unequal_widths_are_refused_with_the_remedy() -> None:
 def test_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"unknown model 'resnet'.*cnn-1.*package.module:function"):
         models.check(Spec("resnet", (1, 8, 8), 3))
+
+
+def test_names_of_files_become_absolute_with_their_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("mine.py:net(a='x:y')") == f"{tmp_path}/mine.py:net(a='x:y')"
+    assert absolute("package.module:net") == "package.module:net"
+    assert absolute("cnn-1(norm=True)") == "cnn-1(norm=True)"

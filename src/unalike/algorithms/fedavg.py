@@ -22,10 +22,11 @@ from typing import Any, ClassVar, TypedDict
 from torch import Tensor
 
 from .. import models
+from ..averaging import average
 from ..local import SGD, batches, sgd
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Update
 from ..rng import Key
-from ..tree import Tree, weighted_mean
+from ..tree import Tree
 
 
 class Server(TypedDict):
@@ -73,7 +74,7 @@ class FedAvg(Algorithm[Server, Private, Wire]):
         return Update({"model": tuned["model"]}, {}, job.info.n, {"loss": mean})
 
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
-        return {"model": weighted_mean([a.up["model"] for a in arrivals], [a.weight for a in arrivals])}
+        return {"model": average(arrivals, "model")}
 
     def predict(self, ready: Any, batch: Batch) -> Tensor:
         return models.logits(self.shared, ready["down"]["model"], batch["x"])

@@ -33,11 +33,12 @@ import torch
 from torch import Tensor
 
 from .. import models
+from ..averaging import average
 from ..local import SGD, Step, batches, train
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Spec, Update
 from ..rng import Key
 from ..tasks import Task
-from ..tree import Tree, clone, weighted_mean
+from ..tree import Tree, clone
 
 
 class Server(TypedDict):
@@ -137,7 +138,7 @@ class PFedAFM(Algorithm[Server, Private, Wire]):
         return Update({"theta": theta_sent}, state, job.info.n, metrics)
 
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
-        return {"theta": weighted_mean([a.up["theta"] for a in arrivals], [a.weight for a in arrivals])}
+        return {"theta": average(arrivals, "theta")}
 
     def predict(self, ready: Any, batch: Batch) -> Tensor:
         own, state = self.models[ready["info"].tier], ready["state"]

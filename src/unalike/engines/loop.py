@@ -130,7 +130,10 @@ class _Loop:
         down, up = _Traffic(), _Traffic()
         replies = self._train(server, chosen, round, key, down, up)
         arrivals = [replies[info.id].arrival for info in chosen]
-        server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
+        try:
+            server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
+        except RunError as error:
+            raise RunError(f"round {round}: {error}") from error
         versions = dict(self.index.versions) | {
             info.id: (head["version"], head["sha256"]) for info in chosen if (head := replies[info.id].head)["version"]
         }
@@ -222,8 +225,10 @@ class _Loop:
 
 def _checked(frame: bytes) -> Message:
     message = Message.decode(frame)
-    if error := message.head.get("error"):
-        raise RunError(error)
+    if "error" in message.head:
+        error = RunError(message.head["error"])
+        error.add_note(message.head["trace"])
+        raise error
     return message
 
 

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Site:
             if isinstance(error, OSError):
                 said = f"{error.strerror or error} ({self.store.folder}): mend this and continue with: unalike resume"
             line = " ".join(f"round {round}, client {client}: {said}".split())
-            return Message({"client": client, "error": line})
+            return Message({"client": client, "error": line, "trace": traceback.format_exc()})
 
     def state(self, client: int, version: int) -> dict[str, Any]:
         """A client's private state, on the CPU; version 0 is the one it starts with."""
