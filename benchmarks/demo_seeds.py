@@ -29,8 +29,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pfedafm, alpha fixed at 0": ("pfedafm", {**METHODS["pfedafm"], "alpha0": 0.0, "mixing": "fixed"}),
     "pfedafm, joint training": ("pfedafm", {**METHODS["pfedafm"], "training": "joint"}),
     "pfedafm, G alone predicts": ("pfedafm", {**METHODS["pfedafm"], "prediction": "shared"}),
-    "standalone, twice the epochs": ("standalone", {**METHODS["standalone"], "local_epochs": 4}),
-    "fedavg, twice the epochs": ("fedavg", {**METHODS["fedavg"], "local_epochs": 4}),
+    **{f"{name}, twice the epochs": (name, {**METHODS[name], "local_epochs": 2}) for name in ("standalone", "fedavg")},
+    **{f"{name}, 40 rounds": (name, {**own, "rounds": 40}) for name, own in METHODS.items()},
 }
 
 

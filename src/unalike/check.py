@@ -117,11 +117,8 @@ def _check_engines(prepared: runs.Prepared) -> None:
     with tempfile.TemporaryDirectory(prefix="unalike-check-") as scratch:
         folder = Path(scratch)
         serial = api.run(prepared, out=folder / "serial", report=False).summary["state_sha256"]
-        pooled = runs.Prepared(
-            prepared.experiment.model_copy(update={"engine": "processes", "workers": 2}),
-            prepared.federation,
-            prepared.algorithm,
-        )
+        by_two = prepared.experiment.model_copy(update={"engine": "processes", "workers": 2})
+        pooled = dataclasses.replace(prepared, experiment=by_two)
         found = api.run(pooled, out=folder / "processes", report=False).summary["state_sha256"]
         assert found == serial, "two processes end in other bits than one: something is kept outside state and key"
         _interrupt(prepared, folder / "resumed")

@@ -317,6 +317,10 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if debug:
+            raise
+        return _fail(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}", 1)
     except Exception as error:
         if debug:
             raise

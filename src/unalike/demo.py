@@ -19,7 +19,7 @@ COMMON: Mapping[str, Any] = {
     "batch_size": 32,
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "pfedafm": {"lr": 0.03, "lr_alpha": 0.1, "alpha0": 0.5},
-    "standalone": {"lr": 0.03},
-    "fedavg": {"lr": 0.03},
+    "pfedafm": {"lr": 0.2, "lr_theta": 0.1, "alpha0": 0.25, "lr_alpha": 1.0},
+    "standalone": {"lr": 0.1, "momentum": 0.5},
+    "fedavg": {"lr": 0.2, "momentum": 0.5},
 }

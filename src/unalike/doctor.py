@@ -6,8 +6,8 @@ import importlib.util
 import os
 import platform
 import shutil
-import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ EXTRAS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "hub": ("datasets",), "
 
 def examine() -> list[dict[str, Any]]:
     """One record a check: {"check", "found", "status"}, where status is "ok", "absent" or a remedy."""
-    folder = tempfile.gettempdir()
+    folder = Path.cwd()
     free = shutil.disk_usage(folder).free / 2**30
     rows = [
         ("unalike", metadata.version("unalike"), "ok"),

@@ -42,6 +42,8 @@ class Prepared:
     experiment: Experiment
     federation: Federation
     algorithm: Algorithm[Any, Any, Any]
+    by_hand: bool = False
+    """Whether the federation was given in Python, so that the experiment's keys do not lead to it."""
 
     def plan(self, folder: Path, listeners: tuple[events.Listener, ...] = ()) -> Plan:
         e = self.experiment
@@ -89,7 +91,7 @@ def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared
         "workers": 1 if engine == "serial" else workers,
         "parameters": parameters,
     }
-    return Prepared(experiment.model_copy(update=update), found, algorithm)
+    return Prepared(experiment.model_copy(update=update), found, algorithm, by_hand=given is not None)
 
 
 def _as_given(found: Federation) -> dict[str, Any]:
@@ -133,10 +135,11 @@ def _fill(folder: Path, prepared: Prepared) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     experiment, found = prepared.experiment, prepared.federation
     found.partition.save(folder / "partition.npz")
+    own_partition = {"partition": f"file:{folder / 'partition.npz'}"} if prepared.by_hand else {}
     write_json(folder / "partition.json", found.describe())
     write_json(folder / MANIFEST, manifest(prepared))
     text = "# The resolved experiment. Repeat it with: unalike run experiment.toml\n" + config.to_toml(
-        absolute_paths(config.flat(experiment))
+        absolute_paths(config.flat(experiment) | own_partition)
     )
     write_atomically(folder / EXPERIMENT, text.encode())
 
@@ -204,7 +207,10 @@ def reopen(folder: Path) -> Prepared:
     experiment = open_run(folder)
     partition = Partition.load(folder / "partition.npz")
     prepared = prepare(experiment, load_federation(experiment, partition))
-    known = json.loads((folder / MANIFEST).read_text())
+    try:
+        known = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / MANIFEST} is missing or damaged: {error}") from None
     if prepared.federation.source.fingerprint != known["data"]["fingerprint"]:
         raise InputError(f"{folder} was run on other data: {experiment.data} has changed since then")
     if partition.hash != known["partition_hash"]:

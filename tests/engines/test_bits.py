@@ -154,6 +154,8 @@ def test_a_run_killed_within_a_round_resumes_to_the_same_bits(
     require_gone(workers)
     assert Checkpoints(out / "checkpoint").read().round == 1
     assert not (out / "summary.json").exists()
+    with (out / "events.jsonl").open("a") as file:  # as if it had died between an event and its commit
+        file.write('{"event": "round", "round": 2}\n{"eve')
     assert resumed(out) == summary(serial / method)
 
 

@@ -20,18 +20,18 @@ from unalike.algorithms.standalone import Standalone
 from unalike.data.federation import Federation, federation
 from unalike.engines import loop
 from unalike.engines.checkpoint import Checkpoints, Index
-from unalike.engines.processes import Processes
+from unalike.engines.processes import Processes, Worker
 from unalike.engines.serial import Serial
 from unalike.engines.site import Setup
 from unalike.engines.wire import Message
 from unalike.errors import RunError
-from unalike.protocol import Algorithm, ClientInfo, Job, Update
+from unalike.protocol import Algorithm, Arrival, ClientInfo, Job, Update
 from unalike.rng import Key
 from unalike.summary import over_clients, summarise
 
 REQUEST = {"kind", "client", "round", "key", "version"}
-REPLY = {"client", "weight", "metrics", "rows", "version", "sha256", "flops", "seconds", "peak_memory_bytes"}
-SCORES = {"client", "scores", "seconds", "peak_memory_bytes"}
+REPLY = {"client", "weight", "metrics", "rows", "version", "sha256", "flops", "peak_memory_bytes"}
+SCORES = {"client", "scores", "peak_memory_bytes"}
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +159,20 @@ def test_selection_among_a_million_asks_for_the_chosen_only() -> None:
 
 
 def test_the_loop_asks_those_with_most_data_first_and_aggregates_in_the_order_of_selection(
-    unlike: Federation, tmp_path: Path
+    unlike: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Scripted()
+    engine, arrived = Scripted(), list[int]()
+
+    def aggregate(self: Standalone, server: Any, arrivals: Sequence[Arrival[Any]], round: int, key: Key) -> Any:
+        arrived.extend(arrival.info.id for arrival in arrivals)
+        return server
+
+    monkeypatch.setattr(Standalone, "aggregate", aggregate)
     drive(tmp_path / "run", "standalone", unlike, engine, rounds=1)
     sizes = [unlike.clients[c].n for c in engine.visits("update")[1]]
     assert sizes == sorted(sizes, reverse=True)
-    assert rounds_of(tmp_path / "run")[0]["clients"] == [0, 1, 2, 3, 4, 5]
+    assert arrived == rounds_of(tmp_path / "run")[0]["clients"] == [0, 1, 2, 3, 4, 5]
+    assert engine.visits("update")[1] != arrived
 
 
 def test_each_round_selects_with_a_key_of_its_own(unlike: Federation, tmp_path: Path) -> None:
@@ -527,6 +534,16 @@ def test_a_worker_that_dies_is_one_line_with_a_remedy(table: Federation, tmp_pat
         )
         with pytest.raises(RunError, match=r"a worker process ended with code -9, .*memory.*: use fewer --workers"):
             loop.run(plan, engine)
+
+
+def test_a_worker_ends_when_nobody_can_ask_it_any_more() -> None:
+    """It waits for requests when its parent dies."""
+    worker = Worker()
+    try:
+        worker._requests.close()
+        assert worker.process.wait(60) == 0
+    finally:
+        worker.close()
 
 
 def test_events_are_one_json_object_a_line(recorded: tuple[Path, Recording, PFedAFM]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +75,8 @@ def run(plan: Plan, engine: Engine) -> Index:
     Raises:
         RunError: a client or the engine failed. What was committed stays, and the run can be resumed.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="unalike-"))
+    scratch = plan.folder.resolve() / ".scratch"  # of a run that was killed, the next one to resume it clears it away
+    shutil.rmtree(scratch, ignore_errors=True)
     loop = _Loop(plan, engine, scratch)
     try:
         return loop.run()

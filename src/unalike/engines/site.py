@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +59,8 @@ class Site:
         """The reply to a request; an error becomes a reply that says so in one line."""
         kind, client, round = (request.head[k] for k in ("kind", "client", "round"))
         try:
-            started = time.perf_counter()
             reply = {"update": self._update, "evaluate": self._evaluate}[kind](request)
-            head = {**reply.head, "seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
-            return Message(head, reply.body)
+            return Message({**reply.head, "peak_memory_bytes": peak_memory()}, reply.body)
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
             if isinstance(error, OSError):
