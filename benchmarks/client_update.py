@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pairs = {"W1": (fedavg_pair("w1"), 3), "W2": (fedavg_pair("w2"), 40), "pfedafm": (pfedafm_pair(), 4)}
+    pairs = {"W1": (fedavg_pair("w1"), 5), "W2": (fedavg_pair("w2"), 40), "pfedafm": (pfedafm_pair(), 4)}
     for name, (pair, times) in pairs.items():
         found = measure(*pair, arguments.repeats, times)
         line = {

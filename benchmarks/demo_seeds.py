@@ -23,10 +23,12 @@ from unalike.summary import half_width
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, dict(own)) for name, own in METHODS.items()},
-    "pfedafm, alpha fixed at 0.5": ("pfedafm", {**METHODS["pfedafm"], "alpha0": 0.5, "mixing": "fixed"}),
+    "pfedafm, alpha fixed at its start": ("pfedafm", {**METHODS["pfedafm"], "mixing": "fixed"}),
+    **{
+        f"pfedafm, alpha fixed at {a}": ("pfedafm", {**METHODS["pfedafm"], "alpha0": a, "mixing": "fixed"})
+        for a in (0.0, 0.5, 1.0)
+    },
     "pfedafm, alpha starting at 1": ("pfedafm", {**METHODS["pfedafm"], "alpha0": 1.0}),
-    "pfedafm, alpha fixed at 1": ("pfedafm", {**METHODS["pfedafm"], "alpha0": 1.0, "mixing": "fixed"}),
-    "pfedafm, alpha fixed at 0": ("pfedafm", {**METHODS["pfedafm"], "alpha0": 0.0, "mixing": "fixed"}),
     "pfedafm, joint training": ("pfedafm", {**METHODS["pfedafm"], "training": "joint"}),
     "pfedafm, G alone predicts": ("pfedafm", {**METHODS["pfedafm"], "prediction": "shared"}),
     **{f"{name}, twice the epochs": (name, {**METHODS[name], "local_epochs": 2}) for name in ("standalone", "fedavg")},

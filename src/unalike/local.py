@@ -19,6 +19,10 @@ Loss: TypeAlias = Callable[[Tree, Tree, Batch], Tensor]
 """loss(params, given, batch): a pure function. What trains is in `params`, what is constant in `given`."""
 
 
+Memory: TypeAlias = dict[str, list[Tensor]]
+"""What an optimiser keeps between the steps of one visit."""
+
+
 @dataclass(frozen=True, slots=True)
 class SGD:
     """Stochastic gradient descent, arithmetic and order of `torch.optim.SGD`.
@@ -32,22 +36,34 @@ class SGD:
     clip: float = math.inf
     """Largest 2-norm of the gradient of this group; a larger one is scaled down to it."""
 
-    def update(self, weights: list[Tensor], gradients: list[Tensor], memory: list[Tensor]) -> list[Tensor]:
-        """Change `weights` in place; return the momentum buffers for the next step."""
+    def update(self, weights: list[Tensor], gradients: list[Tensor], memory: Memory) -> None:
+        """Change `weights` in place, and `memory`, which is empty at the first step of a visit.
+
+        Gradients are copied into tensors that live as long as the visit before anything is written into them: two of
+        them may be one tensor, and memory taken anew in every step costs more than the arithmetic.
+        """
+        if self.clip < math.inf or self.weight_decay:
+            gradients = _copied(gradients, memory, "gradients")
         if self.clip < math.inf:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            gradients = list(torch._foreach_mul(gradients, torch.clamp(self.clip / (norm + 1e-6), max=1.0)))
+            torch._foreach_mul_(gradients, torch.clamp(self.clip / (norm + 1e-6), max=1.0))
         if self.weight_decay:
-            gradients = list(torch._foreach_add(gradients, weights, alpha=self.weight_decay))
+            torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
         if self.momentum:
-            if memory:
-                torch._foreach_mul_(memory, self.momentum)
-                torch._foreach_add_(memory, gradients)
+            if "momentum" in memory:
+                torch._foreach_mul_(memory["momentum"], self.momentum)
+                torch._foreach_add_(memory["momentum"], gradients)
+                gradients = memory["momentum"]
             else:
-                memory = [gradient.clone() for gradient in gradients]  # two gradients may be one tensor
-            gradients = memory
+                gradients = _copied(gradients, memory, "momentum")
         torch._foreach_add_(weights, gradients, alpha=-self.lr)
-        return memory
+
+
+def _copied(tensors: list[Tensor], memory: Memory, name: str) -> list[Tensor]:
+    if name not in memory:
+        memory[name] = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    torch._foreach_copy_(memory[name], tensors)
+    return memory[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +82,13 @@ class _Taker:
 
     def __init__(self, step: Step, flat: Flat) -> None:
         self.step = step
-        self.groups = [(optimiser, _weights(flat, branch)) for branch, optimiser in step.trains.items()]
-        self.weights = [weight for _, weights in self.groups for weight in weights]
-        self.memories: list[list[Tensor]] = [[] for _ in self.groups]
+        self.weights: list[Tensor] = []
+        self.groups: list[tuple[SGD, slice, Memory]] = []
+        for branch, optimiser in step.trains.items():
+            start = len(self.weights)
+            self.weights += _weights(flat, branch)
+            self.groups.append((optimiser, slice(start, len(self.weights)), {}))
+        self.values = [weight.detach() for weight in self.weights]  # the same storages, outside of autograd
 
     def require_grad(self, wanted: bool) -> None:
         for weight in self.weights:
@@ -78,11 +98,10 @@ class _Taker:
         """Take the step in place; the loss before it."""
         loss = self.step.loss(params, given, batch)
         gradients = list(torch.autograd.grad(loss, self.weights))
-        with torch.no_grad():
-            for i, (optimiser, weights) in enumerate(self.groups):
-                mine, gradients = gradients[: len(weights)], gradients[len(weights) :]
-                self.memories[i] = optimiser.update(weights, mine, self.memories[i])
-            if self.step.project:
+        for optimiser, group, memory in self.groups:
+            optimiser.update(self.values[group], gradients[group], memory)
+        if self.step.project:
+            with torch.no_grad():
                 self.step.project(params)
         return loss.detach()
 
@@ -105,13 +124,12 @@ def batches(data: Batch, size: int, epochs: int, key: Key) -> Iterator[Batch]:
 
     A lone last row is left out when there are others, because batch normalisation cannot train on one row.
     """
-    n = len(next(iter(data.values())))
+    first = next(iter(data.values()))
+    n = len(first)
     for epoch in range(epochs):
-        order = torch.randperm(n, generator=(key / epoch).torch())
-        shuffled = {name: rows[order.to(rows.device)] for name, rows in data.items()}
-        end = n - 1 if n > 1 and n % size == 1 else n
-        for start in range(0, end, size):
-            yield {name: rows[start : min(start + size, end)] for name, rows in shuffled.items()}
+        order = torch.randperm(n, generator=(key / epoch).torch())[: n - 1 if n > 1 and n % size == 1 else n]
+        for picked in torch.split(order.to(first.device), size):
+            yield {name: rows.index_select(0, picked) for name, rows in data.items()}
 
 
 def train(
