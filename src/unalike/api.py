@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ from .telemetry.events import Listener
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+COMPARISON = "comparison.json"
+"""The experiments of a comparison, written before the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,10 @@ def resume(
     `federation` is needed only where the run was given one made by hand.
     """
     folder = Path(folder)
-    experiment = runs.open_run(folder)
+    runs.open_run(folder)
     if (folder / runs.SUMMARY).exists():
         raise InputError(f"{folder} is finished: there is nothing to resume")
-    prepared = runs.prepare(experiment, federation) if federation else runs.reopen(folder)
+    prepared = runs.reopen(folder, federation)
     with make_engine(prepared.experiment) as engine:
         return _drive(folder, prepared, engine, listeners, report)
 
@@ -161,18 +166,24 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Run several methods, each into a folder of its own below `out`, and write compare.json.
 
-    A method that fails is a line with its reason; the others go on. Workers are shared by all runs.
+    A method that fails is a line with its reason; the others go on. Workers are shared by all runs. Called again on the
+    folder of an interrupted comparison of the same experiments, it keeps what is finished and resumes what was begun.
+
+    Raises:
+        InputError: `out` exists and is no interrupted comparison of the same experiments.
     """
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
+    asked = json.loads(json.dumps({name: config.flat(one.experiment) for name, one in prepared.items()}))
+    if folder.exists() and any(folder.iterdir()) and _comparison(folder) != asked:
         raise InputError(f"{folder} exists already: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / COMPARISON, asked)
     lines = []
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(make_engine(next(iter(prepared.values())).experiment))
         for name, one in prepared.items():
             try:
-                runs.create(folder / name, one)
-                result = _drive(folder / name, one, engine, listeners_of(one), report=False)
+                result = _start_or_resume(folder / name, one, engine, listeners_of(one))
                 line = summary.over_seeds(name, [result.summary])
             except UnalikeError as error:
                 line = summary.over_seeds(name, [], str(error))
@@ -186,6 +197,40 @@ def compare(
                 write(folder / name)
         write(folder)
     return lines
+
+
+def resume_comparison(
+    folder: str | Path, listeners_of: Callable[[Prepared], Sequence[Listener]] = lambda one: ()
+) -> list[dict[str, Any]]:
+    """Continue an interrupted comparison from what its folder says it is."""
+    folder = Path(folder)
+    prepared = {name: prepare(config.resolve(keys)) for name, keys in _comparison(folder).items()}
+    return compare(prepared, out=folder, listeners_of=listeners_of)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a comparison was started in `folder`."""
+    return (folder / COMPARISON).is_file()
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    """The experiments of a comparison by name, none when `folder` holds no readable one."""
+    try:
+        found: dict[str, Any] = json.loads((folder / COMPARISON).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _start_or_resume(folder: Path, one: Prepared, engine: loop.Engine, listeners: Sequence[Listener]) -> Result:
+    if (folder / runs.SUMMARY).exists():
+        return Result(folder)
+    if (folder / runs.EXPERIMENT).exists():
+        one = runs.reopen(folder, one.federation)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # what is there was left by a start that did not get to its end
+        runs.create(folder, one)
+    return _drive(folder, one, engine, listeners, report=False)
 
 
 def _drive(

@@ -118,11 +118,18 @@ def run(
 
 
 def _demonstration(keys: Mapping[str, Any], out: Path | None, quiet: bool, as_json: bool) -> None:
-    from . import api, demo
+    from . import api, config, demo
 
-    prepared = {name: api.prepare(name, **{**demo.COMMON, **own, **keys}) for name, own in demo.METHODS.items()}
+    prepared = {
+        name: api.prepare(config.resolve({**demo.COMMON, **own, **keys, "method": name}))
+        for name, own in demo.METHODS.items()
+    }
     folder = out or api.free_folder("demo")
     lines = api.compare(prepared, out=folder, listeners_of=lambda one: _listeners(one.experiment, quiet))
+    _compared(folder, lines, quiet, as_json)
+
+
+def _compared(folder: Path, lines: Sequence[Mapping[str, Any]], quiet: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(lines))
     elif not quiet:
@@ -137,7 +144,7 @@ def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
     title = "test accuracy over clients, at the round chosen on validation"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("method", "mean", "std", "worst", "worst decile", "sent", "received", "seconds"):
+    for heading in ("method", "mean", "std", "worst", "worst decile", "alpha", "sent", "received", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for line in lines:
         if line["mean"] is None:
@@ -145,7 +152,8 @@ def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
             continue
         scores = [f"{line[k]:.3f}" for k in ("mean", "std", "worst", "worst_decile")]
         traffic = [human_bytes(line[k]) for k in ("bytes_up", "bytes_down")]
-        table.add_row(line["method"], *scores, *traffic, f"{line['seconds']:.0f}")
+        alpha = f"{line['train']['alpha_mean']:.3f}" if "alpha_mean" in line["train"] else ""
+        table.add_row(line["method"], *scores, alpha, *traffic, f"{line['seconds']:.0f}")
     console = Console()
     console.print(table)
     console.print(sentence(folder), soft_wrap=True, highlight=False, markup=False)
@@ -170,10 +178,14 @@ def _tell(result: Any, quiet: bool, as_json: bool) -> None:
 
 @app.command()
 def resume(folder: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Continue an interrupted run; it ends in the same bits as an undisturbed one."""
+    """Continue an interrupted run or demonstration; it ends in the same bits as an undisturbed one."""
     from . import api, runs
 
+    if api.is_comparison(folder):
+        lines = api.resume_comparison(folder, lambda one: _listeners(one.experiment, quiet))
+        return _compared(folder, lines, quiet, as_json)
     _tell(api.resume(folder, listeners=_listeners(runs.open_run(folder), quiet)), quiet, as_json)
+    return None
 
 
 @app.command()
@@ -218,14 +230,18 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a file written by export")],
     data: Annotated[Path, typer.Option("--input", "-i", help="rows: .npz with x, .csv, an image, a folder of images")],
     client: Annotated[Optional[int], typer.Option("--client", help="whose model, for a run folder", min=0)] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="import the user code that a file names")] = False,
     as_json: Json = False,
 ) -> None:
     """Predict new rows with a client's model: a line for each row with its class and probability."""
     from .data.inputs import read_rows
     from .personal import load
+    from .runs import check_device
 
-    model = load(source, client)
-    probabilities = model.predict(read_rows(data, model.preprocess))
+    check_device(device)
+    model = load(source, client, trust_code=trust_code)
+    probabilities = model.predict(read_rows(data, model.preprocess), device)
     best = probabilities.argmax(1)
     if as_json:
         rows = [

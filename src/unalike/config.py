@@ -17,6 +17,7 @@ from .algorithms import find
 from .data.sources import SOURCES
 from .errors import InputError
 from .plugins import absolute
+from .protocol import Algorithm
 
 SET_LATER = ("models", "task")
 """Fields of a method that its federation fills in."""
@@ -50,7 +51,7 @@ class Experiment(BaseModel):
 
     engine: Literal["serial", "processes"] | None = Field(None, description="[processes where there are two cores]")
     workers: int | None = Field(None, ge=1, le=256, description="processes of the engine [one a core, at most 8]")
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1")
     eval_every: int = Field(1, ge=1, description="rounds between evaluations")
     eval_clients: int | None = Field(None, ge=1, description="evaluate a fixed sample of so many clients [all]")
     store_budget: int = Field(512, ge=0, description="MiB of client states kept in memory")
@@ -113,6 +114,7 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
         raise InputError(f"{where}method = {method!r} is no name: give a name of `unalike methods` or file.py:Class")
     kind = find(method)
     known = parameters_of(kind)
+    keys = {**_preset(kind, method, keys.get("preset"), where), **{k: v for k, v in keys.items() if k != "preset"}}
     own = {k: v for k, v in keys.items() if k in known}
     general = {k: v for k, v in keys.items() if k in GENERAL}
     for key in keys:
@@ -127,10 +129,20 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
         raise InputError(f"{where}{first_line(error)}") from None
 
 
+def _preset(kind: type[Algorithm[Any, Any, Any]], method: str, name: Any, where: str) -> Mapping[str, Any]:
+    if name is None:
+        return {}
+    if name not in kind.presets:
+        raise InputError(f"{where}{method} has no preset {name!r}; it has {', '.join(kind.presets) or 'none'}")
+    return kind.presets[name]
+
+
 def first_line(error: ValidationError) -> str:
     """What is wrong first, as `key = value: what would be right`."""
     found = error.errors()[0]
     key = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "missing":
+        return f"{key} is missing: the method has no default for it"
     message = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{key} = {found['input']!r} is refused: it should be {message}"
 
@@ -148,7 +160,12 @@ def parameter_types(kind: type) -> dict[str, Any]:
 
 def _parameters_model(kind: type) -> type[BaseModel]:
     types = parameter_types(kind)
-    fields: dict[str, Any] = {name: (types[name], f.default) for name, f in parameters_of(kind).items()}
+    fields: dict[str, Any] = {
+        name: (types[name], Field(default_factory=f.default_factory))
+        if f.default_factory is not dataclasses.MISSING
+        else (types[name], ... if f.default is dataclasses.MISSING else f.default)
+        for name, f in parameters_of(kind).items()
+    }
     model: type[BaseModel] = create_model(
         kind.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=()), **fields
     )
@@ -184,12 +201,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         keys = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"there is no experiment file {path}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not an experiment file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
     for key in ("data", "data_path"):
         beside = path.parent / str(keys.get(key, ""))
         if key in keys and keys[key] not in SOURCES and beside.exists():
             keys[key] = str(beside)
+    if str(keys.get("partition", "")).startswith("file:"):
+        keys["partition"] = f"file:{path.parent / keys['partition'].removeprefix('file:')}"
+    for key in ("method", "shared_model"):
+        if isinstance(keys.get(key), str):
+            keys[key] = absolute(keys[key], path.parent)
+    if isinstance(keys.get("models"), list):
+        keys["models"] = [absolute(str(name), path.parent) for name in keys["models"]]
+    if isinstance(keys.get("model_map"), dict):
+        keys["model_map"] = {client: absolute(str(name), path.parent) for client, name in keys["model_map"].items()}
     return keys
 
 
@@ -202,7 +230,8 @@ def describe_parameters(kind: type) -> Iterable[tuple[str, str, Any, str]]:
     """(name, type, default, what it is) of each of a method's parameters; texts are the docstrings below the fields."""
     types, texts = parameter_types(kind), _field_docstrings(kind)
     for name, f in parameters_of(kind).items():
-        yield name, _type_name(types[name]), f.default, texts.get(name, "")
+        default = f.default if f.default is not dataclasses.MISSING else None
+        yield name, _type_name(types[name]), default, texts.get(name, "")
 
 
 def _type_name(hint: Any) -> str:

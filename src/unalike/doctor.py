@@ -48,8 +48,13 @@ def _extra(name: str, modules: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _data(name: str) -> tuple[str, str]:
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # to look is not to download
     try:
         source = load(name)
     except InputError as error:
         return "not found", str(error)
+    finally:
+        if offline is None:
+            del os.environ["HF_HUB_OFFLINE"]
     return f"{len(source.y)} rows, {len(source.classes)} classes", "ok"

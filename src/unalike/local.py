@@ -81,7 +81,7 @@ class _Taker:
     """One step at work: the leaves it trains, by optimiser, and their momenta."""
 
     def __init__(self, step: Step, flat: Flat) -> None:
-        self.step = step
+        self.step, self.started = step, False
         self.weights: list[Tensor] = []
         self.groups: list[tuple[SGD, slice, Memory]] = []
         for branch, optimiser in step.trains.items():
@@ -94,10 +94,24 @@ class _Taker:
         for weight in self.weights:
             weight.requires_grad_(wanted)
 
+    def _start(self, gradients: list[Tensor]) -> list[Tensor]:
+        """At the first batch of a visit leave out what the loss does not reach, as torch.optim does."""
+        reached = [gradient is not None for gradient in gradients]
+        self.groups = [
+            (optimiser, slice(sum(reached[: group.start]), sum(reached[: group.stop])), memory)
+            for optimiser, group, memory in self.groups
+        ]
+        for name in ("weights", "values"):
+            setattr(self, name, [w for w, is_reached in zip(getattr(self, name), reached, strict=True) if is_reached])
+        self.started = True
+        return [gradient for gradient in gradients if gradient is not None]
+
     def __call__(self, params: Tree, given: Tree, batch: Batch) -> Tensor:
         """Take the step in place; the loss before it."""
         loss = self.step.loss(params, given, batch)
-        gradients = list(torch.autograd.grad(loss, self.weights))
+        gradients = list(torch.autograd.grad(loss, self.weights, allow_unused=not self.started))
+        if not self.started:
+            gradients = self._start(gradients)
         for optimiser, group, memory in self.groups:
             optimiser.update(self.values[group], gradients[group], memory)
         if self.step.project:
@@ -153,7 +167,7 @@ def train(
             losses.append(_alternate(takers, working, given, batch))
     if not rows:
         raise ValueError("nothing to train on: there was no batch")
-    mean = torch.stack(losses).double().cpu() @ torch.tensor(rows, dtype=torch.float64) / sum(rows)
+    mean = torch.stack(losses).cpu().double() @ torch.tensor(rows, dtype=torch.float64) / sum(rows)
     return tree.map_leaves(Tensor.detach, working), float(mean)
 
 

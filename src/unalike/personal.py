@@ -1,13 +1,14 @@
 """A client's complete personal model: taken out of a run, kept in one file, used on new data.
 
 The file is safetensors: what the client keeps ("state/...") and what it was last sent ("down/..."), with everything
-needed to rebuild the model as JSON in the header. Nothing in it can run code.
+needed to rebuild the model as JSON in the header. Its methods and models are names; those that stand for code outside
+of unalike are imported only when the caller says that the file is to be trusted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import runs, tasks, tree
-from .algorithms import find
+from .algorithms import ALGORITHMS, find
 from .config import parameters_of
+from .data.federation import Federation
 from .data.preprocess import Preprocess
 from .engines.checkpoint import Checkpoints
 from .engines.site import Setup, Site
 from .errors import InputError
 from .files import write_atomically
+from .models import MODELS
+from .plugins import parse_call
 from .protocol import Algorithm, ClientInfo, Ready, Spec
 from .rng import Key
 
@@ -49,25 +53,27 @@ class PersonalModel:
         """Class names in the order of the outputs."""
         return self.preprocess.classes
 
-    @property
-    def ready(self) -> Ready:
+    def ready_on(self, device: str) -> Ready:
+        """What the method's `predict` takes, with all tensors on `device`."""
         empty = {"x": torch.empty(0, *self.preprocess.shape), "y": torch.empty(0, dtype=torch.long)}
-        return self.algorithm.prepare(self.info, self.down, self.state, empty, Key.root(0))
+        down, state, data = (tree.to(part, torch.device(device)) for part in (self.down, self.state, empty))
+        return self.algorithm.prepare(self.info, down, state, data, Key.root(0))
 
     @torch.no_grad()
-    def logits(self, x: np.ndarray, size: int = 512) -> Tensor:
-        """Outputs (n, classes) for raw rows `x` (n, *shape), scaled as in training."""
+    def logits(self, x: np.ndarray, device: str = "cpu", size: int = 512) -> Tensor:
+        """Outputs (n, classes) for raw rows `x` (n, *shape), scaled as in training; computed on `device`."""
         x = np.asarray(x)
         if x.shape[1:] != tuple(self.preprocess.shape):
             raise InputError(f"the model takes rows of shape {self.preprocess.shape}; these have {x.shape[1:]}")
         if not len(x):
             raise InputError("there is no row to predict")
-        rows, ready = torch.from_numpy(self.preprocess(x)), self.ready
-        return torch.cat([self.algorithm.predict(ready, {"x": rows[i : i + size]}) for i in range(0, len(rows), size)])
+        rows, ready = torch.from_numpy(self.preprocess(x)).to(device), self.ready_on(device)
+        parts = [self.algorithm.predict(ready, {"x": rows[i : i + size]}) for i in range(0, len(rows), size)]
+        return torch.cat(parts).cpu()
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: np.ndarray, device: str = "cpu") -> np.ndarray:
         """Class probabilities (n, classes) for raw rows `x` (n, *shape)."""
-        found: np.ndarray = self.logits(x).softmax(1).numpy()
+        found: np.ndarray = self.logits(x, device).softmax(1).numpy()
         return found
 
     def save(self, path: Path) -> Path:
@@ -123,7 +129,7 @@ class _Raw(nn.Module):
 
     def __init__(self, model: PersonalModel) -> None:
         super().__init__()
-        self.model, self.ready = model, model.ready
+        self.model, self.ready = model, model.ready_on("cpu")
         scale = model.preprocess
         tail = (1,) * (len(scale.shape) - 1) if scale.kind != "image" else ()
         for name in ("mean", "std", "fill"):
@@ -137,9 +143,9 @@ class _Raw(nn.Module):
         return self.model.algorithm.predict(self.ready, {"x": (x - mean) / std})
 
 
-def extract(folder: Path, client: int, last: bool = False) -> PersonalModel:
+def extract(folder: Path, client: int, last: bool = False, given: Federation | None = None) -> PersonalModel:
     """Client `client` of a run: of the round that was best on validation, or of the last one."""
-    prepared = runs.reopen(folder)
+    prepared = runs.reopen(folder, given)
     found, e = prepared.federation, prepared.experiment
     if not 0 <= client < len(found.clients):
         raise InputError(f"{folder} has no client {client}: its clients are 0 to {len(found.clients) - 1}")
@@ -149,7 +155,8 @@ def extract(folder: Path, client: int, last: bool = False) -> PersonalModel:
         index = checkpoints.read(index.best_round)
     info = found.clients[client]
     site = Site(
-        Setup(e.method, e.parameters, "", str(checkpoints.clients), (Key.root(e.seed) / "init").digest.hex()), found
+        Setup(e.method, prepared.parameters, "", str(checkpoints.clients), (Key.root(e.seed) / "init").digest.hex()),
+        found,
     )
     return PersonalModel(
         algorithm=prepared.algorithm,
@@ -157,22 +164,34 @@ def extract(folder: Path, client: int, last: bool = False) -> PersonalModel:
         info=info,
         preprocess=found.preprocess(client),
         down=prepared.algorithm.broadcast(checkpoints.server(index), info, index.round + 1),
-        state=site.state(client, index.version(client)),
+        state=site.state(client, *index.state(client)),
         round=index.round,
     )
 
 
-def load(path: str | Path, client: int | None = None) -> PersonalModel:
+def load(
+    path: str | Path,
+    client: int | None = None,
+    *,
+    federation: Federation | None = None,
+    trust_code: bool = False,
+) -> PersonalModel:
     """A personal model from its file, or straight out of a run folder (then `client` tells whose).
 
+    Args:
+        path: a file written by `save` or `unalike export`, or a run folder.
+        client: whose model, for a run folder.
+        federation: what the run was given, where its data were arrays in memory.
+        trust_code: import methods and models that are no part of unalike, as the file names them. Importing runs them.
+
     Raises:
-        InputError: the path is neither, or the file is no personal model of ours.
+        InputError: the path is neither, the file is no personal model of ours, or it names code that is not trusted.
     """
     path = Path(path)
     if path.is_dir():
         if client is None:
-            raise InputError(f"{path} is a run folder: say whose model, as in load({str(path)!r}, client=3)")
-        return extract(path, client)
+            raise InputError(f"{path} is a run folder: say whose model with --client, or client= in Python")
+        return extract(path, client, given=federation)
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["unalike"])
@@ -181,6 +200,7 @@ def load(path: str | Path, client: int | None = None) -> PersonalModel:
             raise KeyError
     except Exception as error:
         raise InputError(f"{path} is no personal model written by `unalike export`") from error
+    _require_known([about["method"], *(spec["name"] for spec in about["models"].values())], path, trust_code)
     specs = {tier: Spec(**_tuples(spec)) for tier, spec in about["models"].items()}
     algorithm = find(about["method"])(**about["parameters"])
     return PersonalModel(
@@ -192,6 +212,14 @@ def load(path: str | Path, client: int | None = None) -> PersonalModel:
         state=tensors.get("state", {}),
         round=about["round"],
     )
+
+
+def _require_known(names: Sequence[str], path: Path, trusted: bool) -> None:
+    foreign = [name for name in names if name not in ALGORITHMS and parse_call(name)[0] not in MODELS]
+    if foreign and not trusted:
+        raise InputError(
+            f"{path} names code of its own, {foreign[0]}: if you trust it, add --trust-code (trust_code=True)"
+        )
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,16 +25,23 @@ def load_object(name: str) -> Any:
         raise InputError(f"{place} has no {attribute!r}; it has {public}") from None
 
 
-def absolute(name: str) -> str:
-    """The same name with the path of a file made absolute, so that it holds in any folder."""
+def absolute(name: str, folder: Path = Path()) -> str:
+    """The same name with the path of a file, counted from `folder`, made absolute."""
     head, bracket, arguments = name.partition("(")
     place, _, attribute = head.rpartition(":")
-    return f"{Path(place).resolve()}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
+    return f"{(folder / place).resolve()}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
+
+
+def label(name: str) -> str:
+    """The name without the folder of its file: the same on every machine."""
+    head, bracket, arguments = name.partition("(")
+    place, _, attribute = head.rpartition(":")
+    return f"{Path(place).name}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
 
 
 def fingerprint(name: str) -> str | None:
     """sha256 of the user's file that a name stands for, None for what comes from an installed package."""
-    place = Path(name.rpartition(":")[0])
+    place = Path(name.partition("(")[0].rpartition(":")[0])
     return hashlib.sha256(place.read_bytes()).hexdigest() if place.suffix == ".py" and place.is_file() else None
 
 

@@ -112,6 +112,9 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     needs: ClassVar[str] = "clients of any architecture"
     """In words, what the clients must have."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named settings (`--preset paper`); what is given beside a preset goes before it."""
+
     rounds: Count = 20
     """How many rounds the run has."""
     fraction: PositiveShare = 1.0

@@ -27,7 +27,7 @@ from .engines.checkpoint import Checkpoints
 from .engines.loop import Plan
 from .errors import InputError
 from .files import write_atomically, write_json
-from .plugins import absolute, fingerprint
+from .plugins import absolute, fingerprint, label
 from .protocol import Algorithm
 from .summary import summarise
 from .telemetry import events
@@ -45,12 +45,17 @@ class Prepared:
     by_hand: bool = False
     """Whether the federation was given in Python, so that the experiment's keys do not lead to it."""
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's own parameters as it has them."""
+        return {name: getattr(self.algorithm, name) for name in config.parameters_of(type(self.algorithm))}
+
     def plan(self, folder: Path, listeners: tuple[events.Listener, ...] = ()) -> Plan:
         e = self.experiment
         return Plan(
             algorithm=self.algorithm,
             method=e.method,
-            parameters=e.parameters,
+            parameters=self.parameters,
             federation=self.federation,
             folder=folder,
             seed=e.seed,
@@ -72,33 +77,32 @@ def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared
     found = given or load_federation(experiment)
     kind = find(experiment.method)
     own = {info.tier: found.models[info.tier] for info in found.clients}
-    shared = absolute(experiment.parameters["shared_model"]) or models.smallest(own)
-    found = with_shared(found, shared)
-    parameters = {**experiment.parameters, "shared_model": shared}
-    algorithm = kind(**parameters, models=found.models, task=found.task)
+    found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
+    algorithm = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
     algorithm.require(found.clients)
     cores = os.cpu_count() or 1
     engine = experiment.engine or ("processes" if cores > 1 and experiment.device == "cpu" else "serial")
     workers = experiment.workers or min(cores, 8, len(found.clients))
     drawn = found.partition.scheme.partition(":")[0] not in ("site", "file")
     update = {
-        "data": found.source.name if given else experiment.data,
         "clients": len(found.clients) if drawn else None,
         "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
         "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
         **(_as_given(found) if given else {}),
         "engine": engine,
         "workers": 1 if engine == "serial" else workers,
-        "parameters": parameters,
+        "parameters": {**experiment.parameters, "shared_model": found.models[shared].name},
     }
     return Prepared(experiment.model_copy(update=update), found, algorithm, by_hand=given is not None)
 
 
 def _as_given(found: Federation) -> dict[str, Any]:
-    """What an experiment must say of a federation made by hand, so that reopening builds the same models."""
+    """What an experiment must say of a federation made by hand, so that reopening builds the same one."""
     return {
+        "data": found.source.name,
+        **found.keys,
         "partition": found.partition.scheme,
-        "models": tuple(info.tier for info in found.clients),
+        "models": tuple(found.models[info.tier].name for info in found.clients),
         "model_map": {},
         "feature_width": found.models[found.clients[0].tier].features,
     }
@@ -126,13 +130,15 @@ def create(folder: Path, prepared: Prepared) -> None:
         raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
     try:
         _fill(folder, prepared)
+    except FileExistsError:
+        raise InputError(f"{folder} has just been made by another run: choose another --out") from None
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from error
 
 
 def _fill(folder: Path, prepared: Prepared) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=folder.exists())  # of two runs that start at once only one makes the folder
     experiment, found = prepared.experiment, prepared.federation
     found.partition.save(folder / "partition.npz")
     own_partition = {"partition": f"file:{folder / 'partition.npz'}"} if prepared.by_hand else {}
@@ -164,7 +170,7 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
         "partition_hash": found.partition.hash,
-        "method_sha256": fingerprint(prepared.experiment.method),
+        "code_sha256": code_fingerprints(prepared),
         "machine": {
             "system": platform.system(),
             "processor": processor(),
@@ -202,22 +208,33 @@ def open_run(folder: Path) -> Experiment:
     return config.from_toml(folder / EXPERIMENT)
 
 
-def reopen(folder: Path) -> Prepared:
-    """An existing run with its data; `InputError` when the data or the user's code are no longer what they were."""
+def reopen(folder: Path, given: Federation | None = None) -> Prepared:
+    """An existing run with its data, or with the federation it was `given`.
+
+    Raises:
+        InputError: data, partition or the user's code are no longer what they were when the run was started.
+    """
     experiment = open_run(folder)
-    partition = Partition.load(folder / "partition.npz")
-    prepared = prepare(experiment, load_federation(experiment, partition))
+    found = given or load_federation(experiment, Partition.load(folder / "partition.npz"))
+    prepared = prepare(experiment, found)
     try:
         known = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / MANIFEST} is missing or damaged: {error}") from None
-    if prepared.federation.source.fingerprint != known["data"]["fingerprint"]:
+    if found.source.fingerprint != known["data"]["fingerprint"]:
         raise InputError(f"{folder} was run on other data: {experiment.data} has changed since then")
-    if partition.hash != known["partition_hash"]:
-        raise InputError(f"{folder / 'partition.npz'} is not the partition the run was started with")
-    if fingerprint(experiment.method) != known.get("method_sha256"):
-        raise InputError(f"{experiment.method} has changed since {folder} was started: run it anew")
+    if found.partition.hash != known["partition_hash"]:
+        raise InputError(f"the partition is not the one that {folder} was started with")
+    for name, digest in code_fingerprints(prepared).items():
+        if known["code_sha256"].get(name) != digest:
+            raise InputError(f"{name} has changed since {folder} was started: run it anew")
     return prepared
+
+
+def code_fingerprints(prepared: Prepared) -> dict[str, str]:
+    """sha256 of each file of the user's that the run is made with, by the name that led to it."""
+    names = [prepared.experiment.method, *(spec.name for spec in prepared.federation.models.values())]
+    return {label(name): digest for name in names if (digest := fingerprint(name))}
 
 
 def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:

@@ -37,16 +37,18 @@ def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[
     evaluated = {event["round"]: event["evaluation"] for event in rounds if "evaluation" in event}
     last = evaluated[max(evaluated)]
     chosen = evaluated[selected_round]
+    train = next(event["metrics"]["train"] for event in rounds if event["round"] == selected_round)
     return {
         "rounds": len(rounds),
         **scores_at(chosen, "test"),
         "last": scores_at(last, "test"),
         "validation": scores_at(chosen, "validation"),
         "selected_round": selected_round,
+        "train": train,
         "bytes": {way: sum(event[f"bytes_{way}"] for event in rounds) for way in ("up", "down")},
         "wire_bytes": {way: sum(event[f"wire_bytes_{way}"] for event in rounds) for way in ("up", "down")},
         "bytes_evaluation": sum(event.get("bytes_evaluation", 0) for event in rounds),
-        "flops": sum(event["flops"] for event in rounds),
+        "flops": None if any(event["flops"] is None for event in rounds) else sum(event["flops"] for event in rounds),
         "seconds": sum(event["seconds"] for event in rounds),
         "peak_memory_bytes": max(event["peak_memory_bytes"] for event in rounds),
     }
@@ -71,7 +73,9 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         **{k: average(s["accuracy"][k] for s in summaries) for k in ("std", "worst", "worst_decile")},
         "bytes_up": average(s["bytes"]["up"] for s in summaries),
         "bytes_down": average(s["bytes"]["down"] for s in summaries),
-        **{k: average(s[k] for s in summaries) for k in ("flops", "seconds", "peak_memory_bytes")},
+        "flops": None if any(s["flops"] is None for s in summaries) else average(s["flops"] for s in summaries),
+        **{k: average(s[k] for s in summaries) for k in ("seconds", "peak_memory_bytes")},
+        "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
         "status": "failed" if reason else "done",
         **({"reason": reason} if reason else {}),
     }

@@ -49,7 +49,7 @@ class Classification(Task):
         return {
             "rows": torch.bincount(y, minlength=self.classes).cpu(),
             "hits": torch.bincount(hit, minlength=self.classes).cpu(),
-            "loss": F.cross_entropy(outputs, y, reduction="sum").double().cpu(),
+            "loss": F.cross_entropy(outputs, y, reduction="sum").cpu().double(),
         }
 
     def scores(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:

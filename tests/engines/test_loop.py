@@ -29,7 +29,7 @@ from unalike.protocol import Algorithm, Arrival, ClientInfo, Job, Update
 from unalike.rng import Key
 from unalike.summary import over_clients, summarise
 
-REQUEST = {"kind", "client", "round", "key", "version"}
+REQUEST = {"kind", "client", "round", "key", "version", "sha256"}
 REPLY = {"client", "weight", "metrics", "rows", "version", "sha256", "flops", "peak_memory_bytes"}
 SCORES = {"client", "scores", "peak_memory_bytes"}
 
@@ -244,7 +244,14 @@ def event(round: int, test: Mapping[str, float] | None = None, **more: Any) -> d
         "seconds": 0.5,
         "peak_memory_bytes": 1000 - round,
     }
-    found: dict[str, Any] = {"event": "round", "round": round, "clients": [0], "metrics": {}, **costs, **more}
+    found: dict[str, Any] = {
+        "event": "round",
+        "round": round,
+        "clients": [0],
+        "metrics": {"train": {"loss": round}},
+        **costs,
+        **more,
+    }
     if test:
         scores = {c: {"accuracy": v, "balanced_accuracy": v / 2, "loss": 1.0, "n": 5.0} for c, v in test.items()}
         found["evaluation"] = {"test": scores, "validation": {c: {"accuracy": 0.9, "loss": 1.0} for c in test}}
@@ -284,10 +291,12 @@ def test_the_summary_by_hand() -> None:
     assert found["last"]["accuracy"]["mean"] == pytest.approx(0.9)
     assert found["last"]["balanced_accuracy"]["worst"] == pytest.approx(0.4)
     assert found["validation"]["accuracy"]["mean"] == pytest.approx(0.9)
+    assert found["train"] == {"loss": 2}
     assert found["bytes"] == {"up": 100, "down": 80}
     assert found["wire_bytes"] == {"up": 110, "down": 84}
     assert found["bytes_evaluation"] == 14
     assert (found["flops"], found["seconds"], found["peak_memory_bytes"]) == (4e3, 2.0, 999)
+    assert summarise([{**line, "flops": None} for line in lines], selected_round=2)["flops"] is None
 
 
 # What travels

@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import models
 from ..averaging import average
 from ..local import SGD, batches, sgd
+from ..plugins import label
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Update
 from ..rng import Key
 from ..tree import Tree
@@ -58,7 +59,7 @@ class FedAvg(Algorithm[Server, Private, Wire]):
     """Largest gradient norm."""
 
     def init_server(self, key: Key) -> Server:
-        return {"model": models.initial(self.shared, key / "model" / self.shared_model)}
+        return {"model": models.initial(self.shared, key / "model" / label(self.shared_model))}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {}

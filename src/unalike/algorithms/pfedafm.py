@@ -16,7 +16,7 @@ small extractor G(θ), and only θ travels. One round:
 Deviations
 - The client predicts with the θ that step 1 saw (it is kept in `Private`): its header and α were trained beside it.
 - α starts at 0.5. The paper's 1 is local training until α has moved, which takes more steps than short runs have.
-  `alpha0 = 1, lr_alpha = 0.01` gives the paper's setting.
+  The preset `paper` starts at 1.
 - The shared extractor has no header of its own: nothing would train it.
 - Optimisers start fresh at every visit, so no momentum passes from client to client.
 - `max_alpha_step` and `max_shift` are guards of ours; both are off (1 and 0) by default.
@@ -25,7 +25,7 @@ Deviations
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -35,6 +35,7 @@ from torch import Tensor
 from .. import models
 from ..averaging import average
 from ..local import SGD, Step, batches, train
+from ..plugins import label
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Spec, Update
 from ..rng import Key
 from ..tasks import Task
@@ -61,10 +62,13 @@ class Private(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class PFedAFM(Algorithm[Server, Private, Wire]):
-    """Adaptive feature mixture. Defaults are for short runs on a CPU; the paper's are in the module's notes."""
+    """Adaptive feature mixture. Defaults are for short runs on a CPU; `--preset paper` gives the paper's."""
 
     paper: ClassVar[str] = "Yi et al., pFedAFM: Adaptive Feature Mixture, 2024, arXiv:2404.17847"
     needs: ClassVar[str] = "any architectures of equal feature width"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"rounds": 500, "local_epochs": 10, "batch_size": 512, "lr": 0.01, "lr_alpha": 0.01, "alpha0": 1.0}
+    }
 
     local_epochs: Count = 2
     batch_size: Count = 32
@@ -101,7 +105,7 @@ class PFedAFM(Algorithm[Server, Private, Wire]):
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {
-            "model": models.initial(self.models[info.tier], key / "model" / info.tier),
+            "model": models.initial(self.models[info.tier], key / "model" / label(info.tier)),
             "alpha": torch.full((models.width(self.shared),), float(self.alpha0)),
             "theta": models.initial(self.shared, key / "shared")["extractor"],
         }

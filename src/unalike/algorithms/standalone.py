@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import models
 from ..local import SGD, batches, sgd
+from ..plugins import label
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Update
 from ..rng import Key
 from ..tree import Tree
@@ -52,7 +53,7 @@ class Standalone(Algorithm[Server, Private, Wire]):
         return {}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
-        return {"model": models.initial(self.models[info.tier], key / "model" / info.tier)}
+        return {"model": models.initial(self.models[info.tier], key / "model" / label(info.tier))}
 
     def broadcast(self, server: Server, info: ClientInfo, round: int) -> Wire:
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .. import models, tasks
 from ..errors import InputError
 from ..files import write_atomically
 from ..plugins import absolute
+from ..plugins import label as label_of
 from ..protocol import Batch, ClientInfo, Spec
 from ..rng import Key
 from ..tasks import Classification, Task
@@ -35,6 +36,8 @@ class Federation:
     clients: tuple[ClientInfo, ...]
     models: Mapping[str, Spec]
     task: Task
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """The keys of an experiment that lead to these data; empty for a `Source` made by hand."""
 
     def rows(self, client: int, part: str) -> np.ndarray:
         """Indices into the source of a client's "train", "validation" or "test" rows."""
@@ -124,7 +127,6 @@ def federation(
     min_per_client: int = 10,
     models: Sequence[str] = (),
     model_map: Mapping[int, str] | None = None,
-    shared_model: str = "",
     feature_width: int | None = None,
     seed: int = 0,
 ) -> Federation:
@@ -139,16 +141,18 @@ def federation(
         min_per_client: least number of rows a client must get.
         models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
         model_map: client to model, overriding its turn.
-        shared_model: a model that no client may hold, but a method shares.
         feature_width: pool every extractor's output to this width.
         seed: seeds the partition.
 
     Raises:
         InputError: in one line what is wrong, where, and what would be right.
     """
+    keys: dict[str, Any] = {}
     if isinstance(data, Source):
         source = data
     else:
+        keys = {"data": data, "data_path": data_path and str(data_path), "label": label, "site_column": site_column}
+        keys |= {"impute": impute, "image_size": image_size, "split": tuple(split), "min_per_client": min_per_client}
         source = load_source(
             data,
             path=Path(data_path) if data_path else None,
@@ -161,7 +165,7 @@ def federation(
         key = Key.root(seed) / "partition"
         clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
         partition = draw(source, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
-    return assemble(source, partition, models, model_map or {}, shared_model, feature_width)
+    return assemble(source, partition, models, model_map or {}, feature_width, keys)
 
 
 def assemble(
@@ -169,8 +173,8 @@ def assemble(
     partition: Partition,
     names: Sequence[str],
     model_map: Mapping[int, str],
-    shared_model: str = "",
     feature_width: int | None = None,
+    keys: Mapping[str, Any] | None = None,
 ) -> Federation:
     """A federation of rows already divided. Every model is built once and checked against the data."""
     names = [absolute(name) for name in names or models.DEFAULTS[source.kind]]
@@ -178,25 +182,29 @@ def assemble(
     for client in model_map:
         if not 0 <= client < n:
             raise InputError(f"--model-map names client {client}; the clients are 0 to {n - 1}")
-    tiers = [absolute(model_map.get(k, names[k % len(names)])) for k in range(n)]
-    common = [absolute(shared_model)] if shared_model else []
+    given = [absolute(model_map.get(k, names[k % len(names)])) for k in range(n)]
     shape, classes = source.x.shape[1:], len(source.classes)
-    specs = {tier: Spec(tier, tuple(shape), classes, feature_width) for tier in dict.fromkeys(tiers + common)}
+    specs = {label_of(name): Spec(name, tuple(shape), classes, feature_width) for name in dict.fromkeys(given)}
+    for name in given:
+        if specs[label_of(name)].name != name:
+            raise InputError(
+                f"two models are called {label_of(name)}, in {name} and {specs[label_of(name)].name}: rename one"
+            )
     for spec in specs.values():
         models.check(spec)
-    infos = tuple(ClientInfo(k, tiers[k], len(partition.train[k])) for k in range(n))
+    infos = tuple(ClientInfo(k, label_of(given[k]), len(partition.train[k])) for k in range(n))
     for info in infos:
         if not info.n:
             raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
-    return Federation(source, partition, infos, specs, Classification(classes))
+    return Federation(source, partition, infos, specs, Classification(classes), keys or {})
 
 
-def with_shared(federation: Federation, shared_model: str) -> Federation:
-    """The same federation that also knows the model `shared_model`."""
-    shared_model = absolute(shared_model)
-    if shared_model in federation.models:
-        return federation
-    like = next(iter(federation.models.values()))
-    spec = replace(like, name=shared_model)
+def with_shared(federation: Federation, shared_model: str) -> tuple[Federation, str]:
+    """The same federation that also knows the model `shared_model`, and the tier by which it knows it."""
+    name = absolute(shared_model)
+    for tier, spec in federation.models.items():
+        if shared_model == tier or spec.name == name:
+            return federation, tier
+    spec = replace(next(iter(federation.models.values())), name=name)
     models.check(spec)
-    return replace(federation, models={**federation.models, shared_model: spec})
+    return replace(federation, models={**federation.models, name: spec}), name

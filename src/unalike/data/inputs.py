@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 from . import X_NAMES, read_npz
 from .preprocess import Preprocess
-from .sources import IMAGES, columns, decode, number
+from .sources import IMAGES, MISSING, columns, decode, number
 
 
 def read_rows(path: Path, preprocess: Preprocess) -> np.ndarray:
@@ -54,6 +54,7 @@ def _csv(path: Path, preprocess: Preprocess) -> np.ndarray:
     if preprocess.kind != "table":
         raise InputError(f"{path} is a table; the model takes a {preprocess.kind} of shape {preprocess.shape}")
     found = columns(path)
+    _require_known_texts(found, preprocess.features, path)
     return _whole(np.stack([_column(name, found, path) for name in preprocess.features], axis=1), str(path), preprocess)
 
 
@@ -64,10 +65,24 @@ def _column(name: str, found: dict[str, list[str]], path: Path) -> np.ndarray:
             if number(value) is None:
                 raise InputError(f"{path}: row {row}, column {name!r}: {value!r} is no number")
         return np.array([number(value) for value in found[name]], dtype=np.float32)
-    column, equals, text = name.rpartition("=")
-    if not equals or column not in found:
-        raise InputError(f"{path} has no column {column or name!r}, which the model was trained on")
-    return np.array([value == text for value in found[column]], dtype=np.float32)
+    column = max((c for c in found if name.startswith(f"{c}=")), key=len, default=None)
+    if column is None:
+        raise InputError(f"{path} has no column {name!r}, which the model was trained on")
+    text = name.removeprefix(f"{column}=")
+    return np.array(
+        [np.nan if value.lower() in MISSING else value == text for value in found[column]], dtype=np.float32
+    )
+
+
+def _require_known_texts(found: dict[str, list[str]], features: tuple[str, ...], path: Path) -> None:
+    """Raise `InputError` at a text that training never saw: all its indicators would be 0, like nobody's."""
+    for column in found:
+        known = {name.removeprefix(f"{column}=") for name in features if name.startswith(f"{column}=")}
+        for row, value in enumerate(found[column] if known and column not in features else [], start=1):
+            if value not in known and value.lower() not in MISSING:
+                raise InputError(
+                    f"{path}: row {row}, column {column!r}: {value!r} is none of {', '.join(sorted(known))}"
+                )
 
 
 def _whole(x: np.ndarray, where: str, preprocess: Preprocess) -> np.ndarray:

@@ -38,8 +38,9 @@ class Index:
     best_round: int = 0
     best_score: float = float("-inf")
 
-    def version(self, client: int) -> int:
-        return self.versions.get(client, (0, ""))[0]
+    def state(self, client: int) -> tuple[int, str]:
+        """Version and sha256 of a client's state; (0, "") for one that was never visited."""
+        return self.versions.get(client, (0, ""))
 
     def state_sha256(self) -> str:
         """One hash over the server's and all clients' stored states."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Engine(Protocol):
 
     def open(self, setup: Setup, federation: Federation) -> None: ...
 
-    def map(self, requests: Iterator[bytes]) -> Iterator[bytes]: ...
+    def map(self, requests: Iterator[bytes]) -> Generator[bytes, None, None]: ...
 
     def close(self) -> None: ...
 
@@ -148,7 +149,7 @@ class _Loop:
             "bytes_down": down.tensors,
             "wire_bytes_up": up.wire,
             "wire_bytes_down": down.wire,
-            "flops": sum(replies[info.id].head["flops"] for info in chosen),
+            "flops": total([replies[info.id].head["flops"] for info in chosen]),
         }
         peak = max((replies[i.id].head["peak_memory_bytes"] for i in chosen), default=0)
         if round % self.plan.eval_every == 0 or algorithm.done(server, round):
@@ -165,13 +166,14 @@ class _Loop:
         order = sorted(chosen, key=lambda info: -info.n)
         replies: dict[int, _Reply] = {}
         requests = self._requests("update", server, order, round, key / "client", down)
-        for info, frame in zip(order, self.engine.map(requests), strict=True):
-            message = _checked(frame)
-            head, body = message.head, message.tree
-            up.add(tree.nbytes(body), len(frame))
-            if not head["weight"] >= 0:
-                raise RunError(f"round {round}: client {info.id} sent the weight {head['weight']}; it must be >= 0")
-            replies[info.id] = _Reply(head, Arrival(info, body, float(head["weight"]), head["metrics"]))
+        with contextlib.closing(self.engine.map(requests)) as answers:
+            for info, frame in zip(order, answers, strict=True):
+                message = _checked(frame)
+                head, body = message.head, message.tree
+                up.add(tree.nbytes(body), len(frame))
+                if not head["weight"] >= 0:
+                    raise RunError(f"round {round}: client {info.id} sent the weight {head['weight']}; it must be >= 0")
+                replies[info.id] = _Reply(head, Arrival(info, body, float(head["weight"]), head["metrics"]))
         return replies
 
     def _requests(
@@ -184,8 +186,9 @@ class _Loop:
             leaves = tree.flatten(ticket.down)
             if leaves.keys() != sent.keys() or any(leaf is not sent[name] for name, leaf in leaves.items()):
                 sent, body, size = leaves, pack(ticket.down), tree.nbytes(ticket.down)
+            version, digest = self.index.state(info.id)
             head = {"kind": kind, "client": info.id, "round": round, "key": ticket.key.digest.hex()}
-            frame = Message({**head, "version": self.index.version(info.id)}, body).encode()
+            frame = Message({**head, "version": version, "sha256": digest}, body).encode()
             traffic.add(size, len(frame))
             yield frame
 
@@ -197,10 +200,12 @@ class _Loop:
             clients = [clients[int(i)] for i in sorted(drawn)]
         traffic = _Traffic()
         evaluation: dict[str, dict[str, Any]] = {"validation": {}, "test": {}}
-        for frame in self.engine.map(self._requests("evaluate", server, clients, round, key, traffic)):
-            head = _checked(frame).head
-            for part, found in head["scores"].items():
-                evaluation[part][str(head["client"])] = found
+        requests = self._requests("evaluate", server, clients, round, key, traffic)
+        with contextlib.closing(self.engine.map(requests)) as answers:
+            for frame in answers:
+                head = _checked(frame).head
+                for part, found in head["scores"].items():
+                    evaluation[part][str(head["client"])] = found
         scores = list(evaluation["validation"].values())
         metric = self.plan.algorithm.task.metric
         metrics["validation"] = {name: sum(s[name] for s in scores) / len(scores) for name in (metric, "loss")}
@@ -221,6 +226,12 @@ class _Loop:
     def _tell(self, event: Mapping[str, Any]) -> None:
         for listener in self.plan.listeners:
             listener(event)
+
+
+def total(values: Sequence[float | None]) -> float | None:
+    """Their sum, None when one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _checked(frame: bytes) -> Message:

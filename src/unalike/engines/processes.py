@@ -12,7 +12,7 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -75,6 +75,8 @@ class Processes:
     def open(self, setup: Setup, federation: Federation) -> None:
         """Start the workers unless they run, and set each up for this run."""
         federation.save(Path(setup.federation))
+        if any(worker.process.poll() is not None for worker in self._pool):
+            self._end_pool()
         if not self._pool:
             self._pool = [Worker() for _ in range(self.workers)]
             for worker in self._pool:
@@ -85,7 +87,7 @@ class Processes:
             if error := Message.decode(answer).head.get("error"):
                 raise RunError(f"a worker process cannot serve this run: {error}")
 
-    def map(self, requests: Iterable[bytes]) -> Iterator[bytes]:
+    def map(self, requests: Iterable[bytes]) -> Generator[bytes, None, None]:
         flying: collections.deque[Future[bytes]] = collections.deque()
         try:
             for request in requests:
@@ -95,8 +97,18 @@ class Processes:
             while flying:
                 yield flying.popleft().result()
         finally:
-            for future in flying:
-                future.cancel()
+            if flying:  # the loop has given up: whatever still runs must not answer the next run's requests
+                self._end_pool()
+
+    def _end_pool(self) -> None:
+        """End all workers, also in the middle of a request; the next `open` starts new ones."""
+        for worker in self._pool:
+            worker.process.terminate()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._pool:
+            worker.close()
+        self._pool, self._idle = [], queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="unalike")
 
     def _answer(self, request: bytes) -> bytes:
         worker = self._idle.get()
@@ -106,12 +118,8 @@ class Processes:
             self._idle.put(worker)
 
     def close(self) -> None:
-        for worker in self._pool:
-            worker.process.terminate()
-        self._threads.shutdown(cancel_futures=True)
-        for worker in self._pool:
-            worker.close()
-        self._pool = []
+        self._end_pool()
+        self._threads.shutdown()
 
     def __enter__(self) -> Processes:
         return self

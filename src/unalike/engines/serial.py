@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import torch
 
@@ -21,8 +21,8 @@ class Serial:
         torch.set_num_threads(setup.threads)
         self._site = Site(setup, federation)
 
-    def map(self, requests: Iterable[bytes]) -> Iterator[bytes]:
-        return map(self._site.answer, requests)
+    def map(self, requests: Iterable[bytes]) -> Generator[bytes, None, None]:
+        yield from map(self._site.answer, requests)
 
     def close(self) -> None:
         if hasattr(self, "_threads"):

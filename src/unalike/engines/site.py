@@ -7,7 +7,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ class Site:
         self.device = torch.device(setup.device)
         self.store = Store(Path(setup.store), setup.budget)
         self.init_key = Key(bytes.fromhex(setup.init_key))
-        self._flops_per_row: dict[str, float] = {}
+        self._flops_per_row: dict[str, float | None] = {}
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
     def answer(self, frame: bytes) -> bytes:
         """The reply to a request, both as bytes."""
@@ -64,15 +66,20 @@ class Site:
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
             if isinstance(error, OSError):
-                said = f"{error.strerror or error} ({self.store.folder}): mend this and continue with: unalike resume"
+                said = (
+                    f"{error.strerror or error} ({error.filename or self.store.folder}): mend this, then unalike resume"
+                )
             line = " ".join(f"round {round}, client {client}: {said}".split())
             return Message({"client": client, "error": line, "trace": traceback.format_exc()})
 
-    def state(self, client: int, version: int) -> dict[str, Any]:
+    def state(self, client: int, version: int, digest: str) -> dict[str, Any]:
         """A client's private state, on the CPU; version 0 is the one it starts with."""
         if version:
-            return self.store.load(client, version)
+            return self.store.load(client, version, digest)
         return dict(self.algorithm.init_client(self.federation.clients[client], self.init_key))
+
+    def _state(self, head: Mapping[str, Any]) -> dict[str, Any]:
+        return tree.to(self.state(head["client"], head["version"], head["sha256"]), self.device)
 
     def data(self, client: int, part: str) -> Batch:
         return {name: rows.to(self.device) for name, rows in self.federation.data(client, part).items()}
@@ -81,7 +88,7 @@ class Site:
         head = request.head
         client, round = int(head["client"]), int(head["round"])
         info, data = self.federation.clients[client], self.data(client, "train")
-        down, state = tree.to(request.tree, self.device), tree.to(self.state(client, head["version"]), self.device)
+        down, state = tree.to(request.tree, self.device), self._state(head)
         job = Job(info, round, down, state, data, Key(bytes.fromhex(head["key"])))
         update = self.algorithm.client_update(job)
         for name in tree.non_finite({"up": update.up, "state": update.state}):
@@ -98,7 +105,7 @@ class Site:
         head = request.head
         client = int(head["client"])
         info, data = self.federation.clients[client], self.data(client, "train")
-        down, state = tree.to(request.tree, self.device), tree.to(self.state(client, head["version"]), self.device)
+        down, state = tree.to(request.tree, self.device), self._state(head)
         ready = self.algorithm.prepare(info, down, state, data, Key(bytes.fromhex(head["key"])))
         scores = {
             part: local.evaluate(self.algorithm, ready, self.data(client, part)) for part in ("validation", "test")
@@ -107,15 +114,20 @@ class Site:
             _require_finite(f"on {part}", found)
         return Message({"client": client, "scores": scores})
 
-    def _flops(self, job: Job[Any, Any]) -> float:
+    def _flops(self, job: Job[Any, Any]) -> float | None:
         """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows."""
         tier = job.info.tier
         if tier not in self._flops_per_row:
             few = {name: rows[:8] for name, rows in job.data.items()}
-            with FlopCounterMode(display=False) as counter:
-                self.algorithm.client_update(Job(job.info, job.round, job.down, job.state, few, job.key))
-            self._flops_per_row[tier] = counter.get_total_flops() / min(8, job.info.n)
-        return self._flops_per_row[tier] * job.info.n
+            n = min(8, job.info.n)
+            try:
+                with FlopCounterMode(display=False) as counter:
+                    self.algorithm.client_update(replace(job, info=replace(job.info, n=n), data=few))
+                self._flops_per_row[tier] = counter.get_total_flops() / n
+            except Exception:  # a method may need more rows than these: then its operations are not known
+                self._flops_per_row[tier] = None
+        per_row = self._flops_per_row[tier]
+        return None if per_row is None else per_row * job.info.n
 
 
 def _require_finite(when: str, values: Mapping[str, float]) -> None:

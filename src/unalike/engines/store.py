@@ -34,8 +34,8 @@ class Store:
     def path(self, client: int, version: int) -> Path:
         return self.folder / str(client) / f"{version}.safetensors"
 
-    def load(self, client: int, version: int) -> dict[str, Any]:
-        """The state that round `version` left; `RunError` when its file is gone or broken."""
+    def load(self, client: int, version: int, digest: str = "") -> dict[str, Any]:
+        """The state that round `version` left; `RunError` when its file is gone, broken, or not of that sha256."""
         if client in self._hot and self._hot[client][0] == version:
             self._hot.move_to_end(client)
             return self._hot[client][2]
@@ -44,6 +44,8 @@ class Store:
             state = tree.unflatten(load_file(path))
         except Exception as error:
             raise RunError(f"client {client}'s state of round {version} cannot be read: {path}: {error}") from error
+        if digest and tree.sha256(state) != digest:
+            raise RunError(f"{path} is damaged: its sha256 is not the one that was committed")
         self._keep(client, version, state)
         return state
 

@@ -3,12 +3,14 @@
 A network is named by a `Spec`, built once per process as a skeleton, and evaluated as `features(spec, weights, x)`
 and `head(spec, weights, r)`. Weights are trees {"extractor": {...}, "header": {...}}; a leaf is named as in the
 module, with "~" before the name of a buffer: buffers travel and are averaged with their layer, and are never trained.
+A parameter that its module has frozen (`requires_grad` is False) counts as a buffer.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +67,7 @@ class Skeleton:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.train(False)  # every submodule in the mode that `training` of the root tells
-        names = {id(p): name for name, p in module.named_parameters()}
+        names = {id(p): name if p.requires_grad else _as_buffer(name) for name, p in module.named_parameters()}
         names |= {id(b): _as_buffer(name) for name, b in module.named_buffers()}
         self._slots = [
             (table, leaf, names[id(value)])
@@ -232,11 +234,23 @@ def _arguments(constructor: Callable[..., nn.Module], spec: Spec) -> dict[str, A
 
 
 def _split(module: nn.Module, spec: Spec) -> nn.Module:
-    """The module itself when it has both parts, else cut before its last linear layer onto the classes."""
-    if isinstance(getattr(module, "extractor", None), nn.Module) and isinstance(
-        getattr(module, "header", None), nn.Module
-    ):
-        return module
+    """The module in its two parts: its own ones, or cut before its last linear layer onto the classes."""
+    whole = _outputs(module, spec)
+    parts = [getattr(module, name, None) for name in ("extractor", "header")]
+    if all(isinstance(part, nn.Module) for part in parts):
+        cut = assemble(*parts)  # type: ignore[arg-type]
+    else:
+        cut = _cut_before_last_linear(module, spec)
+    again = None if whole is None else _outputs(cut, spec)
+    if whole is not None and (again is None or not torch.allclose(whole, again, rtol=1e-4, atol=1e-5)):
+        raise InputError(
+            f"model {spec.name} computes more than header(extractor(x)), a softmax after its last linear layer, say: "
+            "return logits, or a module with .extractor and .header that is no more than the two"
+        )
+    return cut
+
+
+def _cut_before_last_linear(module: nn.Module, spec: Spec) -> nn.Module:
     linear = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == spec.classes]
     if not linear or not linear[-1][0]:
         raise InputError(
@@ -247,6 +261,20 @@ def _split(module: nn.Module, spec: Spec) -> nn.Module:
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, nn.Identity())
     return assemble(module, header)
+
+
+def _example(spec: Spec) -> Tensor:
+    return torch.linspace(-1, 1, 2 * math.prod(spec.input)).reshape(2, *spec.input)
+
+
+def _outputs(module: nn.Module, spec: Spec) -> Tensor | None:
+    """Outputs for two rows, None where the module cannot take them: `check` says why."""
+    try:
+        with torch.no_grad():
+            outputs = module.eval()(_example(spec))
+    except Exception:
+        return None
+    return outputs if isinstance(outputs, Tensor) and outputs.shape == (2, spec.classes) else None
 
 
 def _pool(module: nn.Module, spec: Spec) -> nn.Module:
