@@ -309,3 +309,15 @@ def test_device_cuda_where_there_is_none(call: Call, tmp_path: Path) -> None:
         assert (code, len(err.splitlines())) == (2, 1)
         assert "--device cuda cannot be used here" in err
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_a_comparison_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"mean": 0.5, "std": 0.1, "worst": 0.1, "worst_decile": 0.1, "seconds": 1234.0, "status": "done"}
+    traffic = {"bytes_up": 198.5 * 2**20, "bytes_down": 198.5 * 2**20, "seeds": [0], "runs": []}
+    lines = [{"method": "standalone", "train": {"alpha_mean": 0.25}, "ci95": None, **line, **traffic}]
+    (tmp_path / "compare.json").write_text(json.dumps(lines))
+    cli._comparison(tmp_path, lines)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "standalone" in shown
+    assert "0.250" in shown

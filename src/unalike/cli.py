@@ -143,8 +143,8 @@ def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     from .telemetry.progress import human_bytes
 
     title = "test accuracy over clients, at the round chosen on validation"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("method", "mean", "std", "worst", "worst decile", "alpha", "sent", "received", "seconds"):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for heading in ("method", "mean", "std", "worst", "decile", "alpha", "sent", "received", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for line in lines:
         if line["mean"] is None:
