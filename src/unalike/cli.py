@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import click
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -143,7 +142,7 @@ def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     from .telemetry.progress import human_bytes
 
     title = "test accuracy over clients, at the round chosen on validation"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for heading in ("method", "mean", "std", "worst", "decile", "alpha", "sent", "received", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for line in lines:
