@@ -205,7 +205,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_parameters_are_described_by_the_texts_below_them(users: str) -> None:
     rows = {name: (kind, default, text) for name, kind, default, text in describe_parameters(config.find(users))}
     assert rows["strict"] == ("bool", False, "A switch.")
-    assert rows["lr"] == ("float > 0", 0.03, "η.")
+    assert rows["lr"] == ("float > 0", 0.03, "η: step size of the client's model.")
     assert rows["rounds"] == ("int >= 1", 20, "How many rounds the run has.")
     assert rows["fraction"][0] == "float > 0 <= 1"
     pfedafm = {name: kind for name, kind, _, _ in describe_parameters(config.find("pfedafm"))}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .protocol import Algorithm, Batch, Ready
+from .protocol import Algorithm, Batch, Count, NonNegative, Positive, Ready, Share
 from .rng import Key
 from .tree import Flat, Tree
 
@@ -64,6 +64,32 @@ def _copied(tensors: list[Tensor], memory: Memory, name: str) -> list[Tensor]:
         memory[name] = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     torch._foreach_copy_(memory[name], tensors)
     return memory[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """The hyper-parameters of a client's visit, for methods to have beside their own."""
+
+    local_epochs: Count = 2
+    """E: passes over the client's training rows in a visit."""
+    batch_size: Count = 32
+    """Rows of a batch."""
+    lr: Positive = 0.03
+    """η: step size of the client's model."""
+    momentum: Share = 0.9
+    """Momentum of SGD."""
+    weight_decay: NonNegative = 1e-3
+    """Weight decay of SGD."""
+    clip: Positive = 50.0
+    """Largest gradient norm."""
+
+    def optimiser(self, lr: float | None = None) -> SGD:
+        """SGD as these say, with another step size where one is given."""
+        return SGD(lr or self.lr, self.momentum, self.weight_decay, self.clip)
+
+    def visits(self, data: Batch, key: Key) -> Iterator[Batch]:
+        """E epochs of batches."""
+        return batches(data, self.batch_size, self.local_epochs, key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from .. import models
 from ..averaging import average
-from ..local import SGD, batches, sgd
+from ..local import LocalTraining, sgd
 from ..plugins import label
-from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Update
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, Update
 from ..rng import Key
 from ..tree import Tree
 
@@ -43,20 +43,11 @@ class Private(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAvg(Algorithm[Server, Private, Wire]):
+class FedAvg(LocalTraining, Algorithm[Server, Private, Wire]):
     """Federated averaging of one architecture."""
 
     paper: ClassVar[str] = "McMahan et al., Communication-Efficient Learning of Deep Networks, AISTATS 2017"
     needs: ClassVar[str] = "one architecture that every client can train"
-
-    local_epochs: Count = 2
-    batch_size: Count = 32
-    lr: Positive = 0.03
-    """η."""
-    momentum: Share = 0.9
-    weight_decay: NonNegative = 1e-3
-    clip: Positive = 50.0
-    """Largest gradient norm."""
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.shared, key / "model" / label(self.shared_model))}
@@ -69,9 +60,8 @@ class FedAvg(Algorithm[Server, Private, Wire]):
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         loss = functools.partial(models.supervised_loss, self.shared, self.task)
-        optimiser = SGD(self.lr, self.momentum, self.weight_decay, self.clip)
-        visits = batches(job.data, self.batch_size, self.local_epochs, job.key / "batches")
-        tuned, mean = sgd(loss, {"model": job.down["model"]}, optimiser, visits, job.key / "noise")
+        visits = self.visits(job.data, job.key / "batches")
+        tuned, mean = sgd(loss, {"model": job.down["model"]}, self.optimiser(), visits, job.key / "noise")
         return Update({"model": tuned["model"]}, {}, job.info.n, {"loss": mean})
 
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:

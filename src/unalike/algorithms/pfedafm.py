@@ -34,9 +34,9 @@ from torch import Tensor
 
 from .. import models
 from ..averaging import average
-from ..local import SGD, Step, batches, train
+from ..local import SGD, LocalTraining, Step, train
 from ..plugins import label
-from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Spec, Update
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, NonNegative, Share, Spec, Update
 from ..rng import Key
 from ..tasks import Task
 from ..tree import Tree, clone
@@ -61,7 +61,7 @@ class Private(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PFedAFM(Algorithm[Server, Private, Wire]):
+class PFedAFM(LocalTraining, Algorithm[Server, Private, Wire]):
     """Adaptive feature mixture. Defaults are for short runs on a CPU; `--preset paper` gives the paper's."""
 
     paper: ClassVar[str] = "Yi et al., pFedAFM: Adaptive Feature Mixture, 2024, arXiv:2404.17847"
@@ -70,10 +70,6 @@ class PFedAFM(Algorithm[Server, Private, Wire]):
         "paper": {"rounds": 500, "local_epochs": 10, "batch_size": 512, "lr": 0.01, "lr_alpha": 0.01, "alpha0": 1.0}
     }
 
-    local_epochs: Count = 2
-    batch_size: Count = 32
-    lr: Positive = 0.03
-    """η: step size of the client's own model."""
     lr_theta: NonNegative = 0.0
     """η_θ: step size of the shared extractor; 0 means the same as `lr`."""
     lr_alpha: NonNegative = 0.1
@@ -82,10 +78,6 @@ class PFedAFM(Algorithm[Server, Private, Wire]):
     """Where α starts: 1 is the client's own features only, 0 the shared ones only."""
     alpha_wd: NonNegative = 1e-3
     """Weight decay on α."""
-    momentum: Share = 0.9
-    weight_decay: NonNegative = 1e-3
-    clip: Positive = 50.0
-    """Largest gradient norm of F_k and of θ."""
     mixing: Literal["learned", "fixed"] = "learned"
     """Ablation: "fixed" keeps α at alpha0."""
     training: Literal["iterative", "joint"] = "iterative"
@@ -115,13 +107,12 @@ class PFedAFM(Algorithm[Server, Private, Wire]):
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         own = self.models[job.info.tier]
-        body = SGD(self.lr, self.momentum, self.weight_decay, self.clip)
-        small = SGD(self.lr_theta or self.lr, self.momentum, self.weight_decay, self.clip)
+        body, small = self.optimiser(), self.optimiser(self.lr_theta)
         gate = SGD(self.lr_alpha, self.momentum, self.alpha_wd)
         trains = {"model": body, "alpha": gate} if self.mixing == "learned" else {"model": body}
         loss = functools.partial(mixed_loss, own, self.shared, self.task)
         project = functools.partial(clamp_alpha, job.state["alpha"], self.max_alpha_step)
-        epochs = functools.partial(batches, job.data, self.batch_size, self.local_epochs)
+        epochs = functools.partial(self.visits, job.data)
         theta = job.down["theta"]
         start = {"model": job.state["model"], "alpha": job.state["alpha"]}
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, TypedDict
 from torch import Tensor
 
 from .. import models
-from ..local import SGD, batches, sgd
+from ..local import LocalTraining, sgd
 from ..plugins import label
-from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Positive, Share, Update
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, Update
 from ..rng import Key
 from ..tree import Tree
 
@@ -35,19 +35,10 @@ class Private(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standalone(Algorithm[Server, Private, Wire]):
+class Standalone(LocalTraining, Algorithm[Server, Private, Wire]):
     """Local training alone."""
 
     paper: ClassVar[str] = "local training, the reference"
-
-    local_epochs: Count = 2
-    batch_size: Count = 32
-    lr: Positive = 0.03
-    """η."""
-    momentum: Share = 0.9
-    weight_decay: NonNegative = 1e-3
-    clip: Positive = 50.0
-    """Largest gradient norm."""
 
     def init_server(self, key: Key) -> Server:
         return {}
@@ -60,9 +51,8 @@ class Standalone(Algorithm[Server, Private, Wire]):
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         loss = functools.partial(models.supervised_loss, self.models[job.info.tier], self.task)
-        optimiser = SGD(self.lr, self.momentum, self.weight_decay, self.clip)
-        visits = batches(job.data, self.batch_size, self.local_epochs, job.key / "batches")
-        tuned, mean = sgd(loss, {"model": job.state["model"]}, optimiser, visits, job.key / "noise")
+        visits = self.visits(job.data, job.key / "batches")
+        tuned, mean = sgd(loss, {"model": job.state["model"]}, self.optimiser(), visits, job.key / "noise")
         return Update({}, {"model": tuned["model"]}, job.info.n, {"loss": mean})
 
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
