@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,8 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as they were before JSON, which knows lists only, made lists of their tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

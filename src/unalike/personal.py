@@ -27,7 +27,7 @@ from .data.preprocess import Preprocess
 from .engines.checkpoint import Checkpoints
 from .engines.site import Setup, Site
 from .errors import InputError
-from .files import write_atomically
+from .files import with_tuples, write_atomically
 from .models import MODELS
 from .plugins import parse_call
 from .protocol import Algorithm, ClientInfo, Ready, Spec
@@ -201,12 +201,12 @@ def load(
     except Exception as error:
         raise InputError(f"{path} is no personal model written by `unalike export`") from error
     _require_known([about["method"], *(spec["name"] for spec in about["models"].values())], path, trust_code)
-    specs = {tier: Spec(**_tuples(spec)) for tier, spec in about["models"].items()}
+    specs = {tier: Spec(**with_tuples(spec)) for tier, spec in about["models"].items()}
     algorithm = find(about["method"])(**about["parameters"])
     return PersonalModel(
         algorithm=replace(algorithm, models=specs, task=tasks.restore(about["task"])),
         method=about["method"],
-        info=ClientInfo(**_tuples(about["info"])),
+        info=ClientInfo(**with_tuples(about["info"])),
         preprocess=Preprocess.restore(about["preprocess"]),
         down=tensors.get("down", {}),
         state=tensors.get("state", {}),
@@ -220,7 +220,3 @@ def _require_known(names: Sequence[str], path: Path, trusted: bool) -> None:
         raise InputError(
             f"{path} names code of its own, {foreign[0]}: if you trust it, add --trust-code (trust_code=True)"
         )
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

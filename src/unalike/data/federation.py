@@ -13,7 +13,7 @@ import torch
 
 from .. import models, tasks
 from ..errors import InputError
-from ..files import write_atomically
+from ..files import with_tuples, write_atomically
 from ..plugins import absolute
 from ..plugins import label as label_of
 from ..protocol import Batch, ClientInfo, Spec
@@ -99,18 +99,14 @@ class Federation:
         """The federation that was saved in `folder`, its rows memory-mapped."""
         about = json.loads((folder / "federation.json").read_text())
         x, y = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in "xy")
-        source = Source(x=x, y=y, test=None, sites=None, **_tuples(about["source"]))
+        source = Source(x=x, y=y, test=None, sites=None, **with_tuples(about["source"]))
         return cls(
             source,
             Partition.load(folder / "partition.npz"),
-            tuple(ClientInfo(**_tuples(info)) for info in about["clients"]),
-            {tier: Spec(**_tuples(spec)) for tier, spec in about["models"].items()},
+            tuple(ClientInfo(**with_tuples(info)) for info in about["clients"]),
+            {tier: Spec(**with_tuples(spec)) for tier, spec in about["models"].items()},
             tasks.restore(about["task"]),
         )
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def federation(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import with_tuples
 from . import Source
 
 
@@ -76,5 +77,4 @@ class Preprocess:
 
     @classmethod
     def restore(cls, description: dict[str, Any]) -> Preprocess:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-        return cls(**fields)
+        return cls(**with_tuples(description))
