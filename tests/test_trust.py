@@ -215,6 +215,9 @@ def test_an_interrupted_comparison_is_continued_where_it_was(table: Federation, 
     continued = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [(line["method"], line["mean"]) for line in continued] == [(line["method"], line["mean"]) for line in whole]
     assert (tmp_path / "c" / "report.html").exists()
+    with pytest.raises(InputError, match="exists already: choose another --out, or continue it"):
+        api.compare(prepared, out=tmp_path / "c")
+    main_exits(["resume", str(tmp_path / "c")], 2)
 
 
 def test_the_preset_of_the_paper_is_the_papers() -> None:

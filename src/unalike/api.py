@@ -166,18 +166,44 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Run several methods, each into a folder of its own below `out`, and write compare.json.
 
-    A method that fails is a line with its reason; the others go on. Workers are shared by all runs. Called again on the
-    folder of an interrupted comparison of the same experiments, it keeps what is finished and resumes what was begun.
+    A method that fails is a line with its reason; the others go on. Workers are shared by all runs.
 
     Raises:
-        InputError: `out` exists and is no interrupted comparison of the same experiments.
+        InputError: `out` exists and is not empty.
     """
     folder = Path(out)
-    asked = json.loads(json.dumps({name: config.flat(one.experiment) for name, one in prepared.items()}))
-    if folder.exists() and any(folder.iterdir()) and _comparison(folder) != asked:
-        raise InputError(f"{folder} exists already: choose another --out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / COMPARISON, asked)
+    write_json(folder / COMPARISON, {name: config.flat(one.experiment) for name, one in prepared.items()})
+    return _compare(prepared, folder, listeners_of, report)
+
+
+def resume_comparison(
+    folder: str | Path, listeners_of: Callable[[Prepared], Sequence[Listener]] = lambda one: ()
+) -> list[dict[str, Any]]:
+    """Continue an interrupted comparison: what is finished is kept, what was begun is resumed, the rest is run."""
+    folder = Path(folder)
+    try:
+        asked = json.loads((folder / COMPARISON).read_text())
+    except ValueError as error:
+        raise InputError(f"{folder / COMPARISON} is damaged: {error}") from None
+    if all((folder / name / runs.SUMMARY).exists() for name in asked) and (folder / "report.html").exists():
+        raise InputError(f"{folder} is finished: there is nothing to resume")
+    return _compare({name: prepare(config.resolve(keys)) for name, keys in asked.items()}, folder, listeners_of, True)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a comparison was started in `folder`."""
+    return (folder / COMPARISON).is_file()
+
+
+def _compare(
+    prepared: Mapping[str, Prepared],
+    folder: Path,
+    listeners_of: Callable[[Prepared], Sequence[Listener]],
+    report: bool,
+) -> list[dict[str, Any]]:
     lines = []
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(make_engine(next(iter(prepared.values())).experiment))
@@ -197,29 +223,6 @@ def compare(
                 write(folder / name)
         write(folder)
     return lines
-
-
-def resume_comparison(
-    folder: str | Path, listeners_of: Callable[[Prepared], Sequence[Listener]] = lambda one: ()
-) -> list[dict[str, Any]]:
-    """Continue an interrupted comparison from what its folder says it is."""
-    folder = Path(folder)
-    prepared = {name: prepare(config.resolve(keys)) for name, keys in _comparison(folder).items()}
-    return compare(prepared, out=folder, listeners_of=listeners_of)
-
-
-def is_comparison(folder: Path) -> bool:
-    """Whether a comparison was started in `folder`."""
-    return (folder / COMPARISON).is_file()
-
-
-def _comparison(folder: Path) -> dict[str, Any]:
-    """The experiments of a comparison by name, none when `folder` holds no readable one."""
-    try:
-        found: dict[str, Any] = json.loads((folder / COMPARISON).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def _start_or_resume(folder: Path, one: Prepared, engine: loop.Engine, listeners: Sequence[Listener]) -> Result:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .telemetry.events import total
+
 METRICS = ("accuracy", "balanced_accuracy")
 
 
@@ -48,7 +50,7 @@ def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[
         "bytes": {way: sum(event[f"bytes_{way}"] for event in rounds) for way in ("up", "down")},
         "wire_bytes": {way: sum(event[f"wire_bytes_{way}"] for event in rounds) for way in ("up", "down")},
         "bytes_evaluation": sum(event.get("bytes_evaluation", 0) for event in rounds),
-        "flops": None if any(event["flops"] is None for event in rounds) else sum(event["flops"] for event in rounds),
+        "flops": total(event["flops"] for event in rounds),
         "seconds": sum(event["seconds"] for event in rounds),
         "peak_memory_bytes": max(event["peak_memory_bytes"] for event in rounds),
     }
@@ -73,7 +75,7 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         **{k: average(s["accuracy"][k] for s in summaries) for k in ("std", "worst", "worst_decile")},
         "bytes_up": average(s["bytes"]["up"] for s in summaries),
         "bytes_down": average(s["bytes"]["down"] for s in summaries),
-        "flops": None if any(s["flops"] is None for s in summaries) else average(s["flops"] for s in summaries),
+        "flops": None if (flops := total(s["flops"] for s in summaries)) is None else flops / len(summaries),
         **{k: average(s[k] for s in summaries) for k in ("seconds", "peak_memory_bytes")},
         "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
         "status": "failed" if reason else "done",

@@ -38,6 +38,7 @@ class Federation:
     task: Task
     keys: Mapping[str, Any] = field(default_factory=dict)
     """The keys of an experiment that lead to these data; empty for a `Source` made by hand."""
+    _fitted: dict[int, Preprocess] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, client: int, part: str) -> np.ndarray:
         """Indices into the source of a client's "train", "validation" or "test" rows."""
@@ -45,8 +46,10 @@ class Federation:
         return found
 
     def preprocess(self, client: int) -> Preprocess:
-        """Fitted on the client's own training rows."""
-        return Preprocess.fit(self.source, self.rows(client, "train"))
+        """Fitted, once, on the client's own training rows."""
+        if client not in self._fitted:
+            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"))
+        return self._fitted[client]
 
     def data(self, client: int, part: str) -> Batch:
         """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,)."""

@@ -15,7 +15,7 @@ from ..data.federation import Federation
 from ..errors import RunError
 from ..protocol import Algorithm, Arrival, ClientInfo, Ticket
 from ..rng import Key
-from ..telemetry.events import EventLog, Listener
+from ..telemetry.events import EventLog, Listener, total
 from .checkpoint import Checkpoints, Index
 from .site import Setup, peak_memory
 from .store import DEFAULT_BUDGET
@@ -149,7 +149,7 @@ class _Loop:
             "bytes_down": down.tensors,
             "wire_bytes_up": up.wire,
             "wire_bytes_down": down.wire,
-            "flops": total([replies[info.id].head["flops"] for info in chosen]),
+            "flops": total(replies[info.id].head["flops"] for info in chosen),
         }
         peak = max((replies[i.id].head["peak_memory_bytes"] for i in chosen), default=0)
         if round % self.plan.eval_every == 0 or algorithm.done(server, round):
@@ -226,12 +226,6 @@ class _Loop:
     def _tell(self, event: Mapping[str, Any]) -> None:
         for listener in self.plan.listeners:
             listener(event)
-
-
-def total(values: Sequence[float | None]) -> float | None:
-    """Their sum, None when one of them is not known."""
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 def _checked(frame: bytes) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +35,13 @@ class EventLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def total(figures: Iterable[float | None]) -> float | None:
+    """The sum of figures, None when one of them is not known."""
+    found = list(figures)
+    known = [figure for figure in found if figure is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
