@@ -37,6 +37,7 @@ class Experiment(BaseModel):
     site_column: str | None = Field(None, description="column that names each row's site")
     impute: Literal["mean", "median", "zero"] | None = Field(None, description="how missing values are filled")
     image_size: int | None = Field(None, ge=4, le=1024, description="side in pixels of a folder's images")
+    rows: int | None = Field(None, ge=2, description="draw so many rows, beside an official test set [all]")
 
     clients: int | None = Field(None, ge=1, description="number of clients [10]")
     partition: str = Field(
@@ -205,20 +206,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is a folder, not an experiment file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
+    return located(keys, path.parent)
+
+
+def located(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The keys with relative paths counted from `folder`."""
+    found = dict(keys)
     for key in ("data", "data_path"):
-        beside = path.parent / str(keys.get(key, ""))
-        if key in keys and keys[key] not in SOURCES and beside.exists():
-            keys[key] = str(beside)
-    if str(keys.get("partition", "")).startswith("file:"):
-        keys["partition"] = f"file:{path.parent / keys['partition'].removeprefix('file:')}"
+        beside = folder / str(found.get(key, ""))
+        if key in found and found[key] not in SOURCES and beside.exists():
+            found[key] = str(beside)
+    if str(found.get("partition", "")).startswith("file:"):
+        found["partition"] = f"file:{folder / found['partition'].removeprefix('file:')}"
     for key in ("method", "shared_model"):
-        if isinstance(keys.get(key), str):
-            keys[key] = absolute(keys[key], path.parent)
-    if isinstance(keys.get("models"), list):
-        keys["models"] = [absolute(str(name), path.parent) for name in keys["models"]]
-    if isinstance(keys.get("model_map"), dict):
-        keys["model_map"] = {client: absolute(str(name), path.parent) for client, name in keys["model_map"].items()}
-    return keys
+        if isinstance(found.get(key), str):
+            found[key] = absolute(found[key], folder)
+    if isinstance(found.get("models"), list):
+        found["models"] = [absolute(str(name), folder) for name in found["models"]]
+    if isinstance(found.get("model_map"), dict):
+        found["model_map"] = {client: absolute(str(name), folder) for client, name in found["model_map"].items()}
+    return found
 
 
 def from_toml(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:

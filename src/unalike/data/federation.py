@@ -120,6 +120,7 @@ def federation(
     site_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
+    rows: int | None = None,
     clients: int | None = None,
     partition: str | Partition = "dirichlet:0.5",
     split: Sequence[float] = (0.6, 0.2, 0.2),
@@ -134,6 +135,7 @@ def federation(
     Args:
         data: a built-in name, a file, a folder (see `unalike data`), or a `Source` made by hand.
         data_path, label, site_column, impute, image_size: how to read it, see docs/data.md.
+        rows: draw so many rows of the data at random and leave out the others; an official test set stays whole.
         clients: number of clients (10); for `partition="site"` the data tells.
         partition: a scheme such as "dirichlet:0.5", or a `Partition`.
         split: shares of train, validation and test rows of each client.
@@ -141,7 +143,7 @@ def federation(
         models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
         model_map: client to model, overriding its turn.
         feature_width: pool every extractor's output to this width.
-        seed: seeds the partition.
+        seed: seeds the choice of rows and the partition.
 
     Raises:
         InputError: in one line what is wrong, where, and what would be right.
@@ -151,7 +153,8 @@ def federation(
         source = data
     else:
         keys = {"data": data, "data_path": data_path and str(data_path), "label": label, "site_column": site_column}
-        keys |= {"impute": impute, "image_size": image_size, "split": tuple(split), "min_per_client": min_per_client}
+        keys |= {"impute": impute, "image_size": image_size, "rows": rows}
+        keys |= {"split": tuple(split), "min_per_client": min_per_client}
         source = load_source(
             data,
             path=Path(data_path) if data_path else None,
@@ -160,6 +163,8 @@ def federation(
             impute=impute,
             image_size=image_size,
         )
+    if rows is not None:
+        source = source.sample(rows, (Key.root(seed) / "rows").numpy())
     if isinstance(partition, str):
         key = Key.root(seed) / "partition"
         clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
