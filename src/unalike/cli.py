@@ -120,7 +120,8 @@ def run(
 def _demonstration(keys: Mapping[str, Any], out: Path | None, quiet: bool, as_json: bool) -> None:
     from . import api, comparison, demo
 
-    asked = comparison.compose(demo.METHODS, {**demo.COMMON, "reference": "pfedafm", **_one_seed(keys)})
+    methods = {name: {k: keys.get(k, v) for k, v in own.items()} for name, own in demo.METHODS.items()}
+    asked = comparison.compose(methods, {**demo.COMMON, "reference": "pfedafm", **_one_seed(keys)})
     folder = out or api.free_folder("demo")
     _compared(folder, comparison.start(asked, folder, listeners_of=_announced(quiet)), quiet, as_json)
 
@@ -157,7 +158,8 @@ def compare(
 
     words, keys = _words(ctx)
     asked_for = {"seeds": seeds, "reference": reference, "target": target, "tune": tune, "trials": trials}
-    keys |= {name: value for name, value in asked_for.items() if value}
+    default = click.core.ParameterSource.DEFAULT
+    keys |= {name: value for name, value in asked_for.items() if ctx.get_parameter_source(name) is not default}
     keys |= {"light": True} if light else {}
     if len(words) == 1 and words[0].endswith(".toml"):
         asked = comparison.from_toml(Path(words[0]), keys)
@@ -215,11 +217,15 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option("--against", help="a standalone run with the same partition"),
     ] = None,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--page", help="Markdown page whose part from the first ## on a grid writes anew"),
+    ] = None,
 ) -> None:
-    """Write report.html: one page that opens offline."""
+    """Write report.html, one page that opens offline, and a comparison's tables."""
     from .report import write
 
-    print(write(folder, against=against))
+    print(write(folder, against=against, page=page))
 
 
 @app.command()

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .tree import Tree
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums of matrix products depend on the number of threads, which is not the same at server and clients."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def compress(tree: Tree, energy: float) -> dict[str, Any]:
@@ -30,36 +18,35 @@ def compress(tree: Tree, energy: float) -> dict[str, Any]:
     enough); a matrix of zeros has K = 0 and empty factors. A leaf of more axes is the matrix (first axis, the rest).
     Vectors, integers, and matrices whose factors would be no smaller stay as they are.
     """
-    with _one_thread():
-        return {
-            name: compress(below, energy) if isinstance(below, Mapping) else _compressed(below, energy)
-            for name, below in tree.items()
-        }
+    return {
+        name: compress(below, energy) if isinstance(below, Mapping) else _compressed(below, energy)
+        for name, below in tree.items()
+    }
 
 
 def decompress(compressed: Tree, like: Tree) -> dict[str, Any]:
     """The tree that `compressed` stands for; `like` has its names and shapes."""
-    with _one_thread():
-        return {
-            name: decompress(compressed[name], below) if isinstance(below, Mapping) else _whole(compressed[name], below)
-            for name, below in like.items()
-        }
+    return {
+        name: decompress(compressed[name], below) if isinstance(below, Mapping) else _whole(compressed[name], below)
+        for name, below in like.items()
+    }
 
 
 def _compressed(leaf: Tensor, energy: float) -> Tensor | dict[str, Tensor]:
     if leaf.ndim < 2 or not leaf.is_floating_point() or not bool(torch.isfinite(leaf).all()):
         return leaf
     matrix = leaf.flatten(1)
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     k = rank(s, energy)
     if k * (sum(matrix.shape) + 1) >= matrix.numel():
         return leaf
-    return {"u": u[:, :k].contiguous(), "s": s[:k].clone(), "v": v[:k].contiguous()}
+    kept = {"u": u[:, :k], "s": s[:k], "v": v[:k]}
+    return {name: factor.to(leaf.dtype, memory_format=torch.contiguous_format) for name, factor in kept.items()}
 
 
 def rank(s: Tensor, energy: float) -> int:
     """The smallest K with Σ_{i≤K} σᵢ² / Σ σᵢ² > `energy`, for singular values in descending order."""
-    carried = s.double().square().cumsum(0)
+    carried = s.square().cumsum(0)
     return min(int((carried <= energy * carried[-1]).sum()) + 1, int((s > 0).sum()))
 
 

@@ -79,10 +79,7 @@ class Experiment(BaseModel):
     @field_validator("model_map", mode="before")
     @classmethod
     def _read_map(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = [part.partition("=") for part in split_outside_brackets(value)]
-        return {client.strip(): model.strip() for client, _, model in pairs}
+        return read_pairs(value) if isinstance(value, str) else value
 
 
 GENERAL = tuple(name for name in Experiment.model_fields if name != "parameters")
@@ -98,6 +95,12 @@ def split_outside_brackets(text: str) -> list[str]:
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
+
+
+def read_pairs(text: str) -> dict[str, str]:
+    """Client to model of "0=cnn-1,3=cnn-5"."""
+    pairs = [part.partition("=") for part in split_outside_brackets(text)]
+    return {client.strip(): model.strip() for client, _, model in pairs}
 
 
 def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
@@ -214,15 +217,19 @@ def located(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(keys)
     for key in ("data", "data_path"):
         beside = folder / str(found.get(key, ""))
-        if key in found and found[key] not in SOURCES and beside.exists():
+        if key in found and str(found[key]) not in SOURCES and beside.exists():
             found[key] = str(beside)
     if str(found.get("partition", "")).startswith("file:"):
         found["partition"] = f"file:{folder / found['partition'].removeprefix('file:')}"
     for key in ("method", "shared_model"):
         if isinstance(found.get(key), str):
             found[key] = absolute(found[key], folder)
+    if isinstance(found.get("models"), str):
+        found["models"] = split_outside_brackets(found["models"])
     if isinstance(found.get("models"), list):
         found["models"] = [absolute(str(name), folder) for name in found["models"]]
+    if isinstance(found.get("model_map"), str):
+        found["model_map"] = read_pairs(found["model_map"])
     if isinstance(found.get("model_map"), dict):
         found["model_map"] = {client: absolute(str(name), folder) for client, name in found["model_map"].items()}
     return found

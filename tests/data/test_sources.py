@@ -19,6 +19,7 @@ from PIL import Image
 
 from unalike import data
 from unalike.data import PLAIN, partition, sources
+from unalike.data.federation import PARTS, federation
 from unalike.data.partition import draw
 from unalike.data.sources import SOURCES, Source, load, load_federated
 from unalike.errors import InputError
@@ -460,3 +461,55 @@ def test_cifar_from_image_folders(tmp_path: Path) -> None:
         for label in ("cat", "dog"):
             picture(tmp_path / part / label / "1.png", (1, 2, 3), (32, 32), "RGB")
     assert load("cifar-10", path=tmp_path).x.shape == (4, 3, 32, 32)
+
+
+# Fewer rows
+
+
+def test_rows_are_drawn_without_replacement_and_keep_their_order() -> None:
+    wine = load("wine")
+    drawn = [wine.sample(50, (Key.root(seed) / "rows").numpy()) for seed in (0, 0, 1)]
+    assert [len(s.y) for s in drawn] == [50, 50, 50]
+    assert drawn[0].fingerprint == drawn[1].fingerprint != drawn[2].fingerprint
+    places = [int(np.flatnonzero((wine.x == row).all(1))[0]) for row in drawn[0].x]
+    assert places == sorted(set(places))
+    assert (wine.y[places] == drawn[0].y).all()
+    assert wine.sample(178, Key.root(0).numpy()).fingerprint == wine.fingerprint
+
+
+def test_every_row_is_drawn_as_often() -> None:
+    """5 of 8 rows in 2000 draws: each 1250 times (σ = 21.7)."""
+    source, seen, rng = Source("s", "table", X, Y, ("a", "b")), np.zeros(8), Key.root(3).numpy()
+    for _ in range(2000):
+        seen += np.isin(X[:, 0], source.sample(5, rng).x[:, 0])
+    assert (abs(seen - 1250) < 4.5 * 21.7).all(), seen
+
+
+def test_an_official_test_set_and_sites_stay_with_their_rows() -> None:
+    test, sites = np.array([False] * 4 + [True] * 4), np.array(list("abcdefgh"))
+    source = Source("s", "table", X, Y, ("a", "b"), test=test, sites=sites)
+    found = source.sample(3, Key.root(0).numpy())
+    assert found.test is not None
+    assert found.sites is not None
+    assert (len(found.y), found.test.sum(), list(found.sites[-4:])) == (7, 4, list("efgh"))
+    assert [X["abcdefgh".index(site)].tolist() for site in found.sites] == found.x.tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 179, 0, -3])
+def test_rows_that_cannot_be_drawn(rows: int) -> None:
+    refused(lambda: load("wine").sample(rows, Key.root(0).numpy()), f"--rows {rows} cannot be drawn: wine has 178 rows")
+
+
+def test_rows_beside_an_official_test_set_are_told() -> None:
+    source = Source("s", "table", X, Y, ("a", "b"), test=Y == 1)
+    refused(lambda: source.sample(5, Key.root(0).numpy()), "--rows 5 cannot be drawn: s has 4 rows beside its official")
+
+
+def test_a_federation_divides_the_rows_that_were_drawn() -> None:
+    """Others for another seed, and none of those that were left out."""
+    keys: dict[str, Any] = {"rows": 90, "clients": 2, "partition": "iid", "models": ["mlp-5"]}
+    one, again, other = (federation("wine", seed=seed, **keys) for seed in (0, 0, 1))
+    assert [len(f.source.y) for f in (one, other)] == [90, 90]
+    assert sorted(np.concatenate([one.rows(c, p) for c in (0, 1) for p in PARTS])) == list(range(90))
+    assert one.source.fingerprint == again.source.fingerprint != other.source.fingerprint
+    assert one.keys["rows"] == 90

@@ -97,7 +97,7 @@ class FedAPEN(LocalTraining, Algorithm[Server, Private, Wire]):
     """Passes over the rows held out in a visit."""
 
     def init_server(self, key: Key) -> Server:
-        return {"shared": models.initial(self.shared, key / "model" / label(self.shared_model))}
+        return {"shared": models.initial(self.shared, key / "shared")}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {

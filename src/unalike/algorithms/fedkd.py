@@ -18,8 +18,8 @@ share of the run that is done: T(t) = T_start + (T_end − T_start) t. Confident
 The client predicts with its mentor.
 
 Deviations
-- c, and in each model's losses the other one's outputs, are constants; c is at least 0.01, or a client that knows its
-  rows by heart would learn nothing but to copy.
+- c, and in each model's losses the other one's outputs, are constants; c is at least 0.01, because of two models that
+  know their rows by heart it tends to 0.
 - L_h compares what the two extractors emit, and no attention maps: our networks have none.
 - Δ is what E epochs have made of s, not a gradient. A kernel of a convolution is the matrix (filters, the rest).
 - What factors would not make smaller travels whole, biases and BatchNorm's statistics among it; of Δ = 0 nothing does.
@@ -51,6 +51,7 @@ from ..tasks import Task
 from ..tree import Tree, clone, map_leaves
 
 SMALLEST_C = 0.01
+"""The least that a distillation loss is divided by."""
 
 
 class Server(TypedDict):
@@ -103,7 +104,7 @@ class FedKD(LocalTraining, Algorithm[Server, Private, Wire]):
         }
 
     def _first_mentee(self, key: Key) -> Tree:
-        return models.initial(self.shared, key / "model" / label(self.shared_model))
+        return models.initial(self.shared, key / "shared")
 
     def energy(self, round: int) -> float:
         """T(t) at t = round / rounds."""

@@ -69,7 +69,7 @@ class FML(LocalTraining, Algorithm[Server, Private, Wire]):
     """β: how much the meme learns from labels; the rest is learned from the own model."""
 
     def init_server(self, key: Key) -> Server:
-        return {"meme": models.initial(self.shared, key / "model" / label(self.shared_model))}
+        return {"meme": models.initial(self.shared, key / "shared")}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {"model": models.initial(self.models[info.tier], key / "model" / label(info.tier))}

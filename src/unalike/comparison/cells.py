@@ -50,15 +50,17 @@ class Cells:
         content = (folder / CELLS).read_bytes() if (folder / CELLS).exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # of a line that a crash cut off nothing is kept
         try:
-            self._lines = {line["run"]: line for line in map(json.loads, whole.splitlines())}
+            lines = [json.loads(line) for line in whole.splitlines()]
+            self._lines: dict[str, dict[str, Any]] = {line["run"]: line for line in lines if line["status"]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / CELLS} is damaged ({type(error).__name__}: {error})") from None
         self._log = events.EventLog(folder / CELLS, len(whole))
 
     def done(self, cell: Cell) -> Mapping[str, Any] | None:
-        """The line of a finished cell."""
+        """The line of a finished cell; a reported one whose folder was deleted is not finished any more."""
         line = self._lines.get(cell.run)
-        if not line or line["status"] != "done":
+        gone = cell.trial is None and not (self.folder / cell.run / runs.SUMMARY).exists()
+        if not line or line["status"] != "done" or gone:
             return None
         if (line["seed"], line["chosen"]) != (cell.seed, cell.chosen):
             was = ", ".join(f"{name} = {value}" for name, value in line["chosen"].items())
@@ -80,7 +82,7 @@ class Cells:
 
     def fail(self, cell: Cell, reason: str) -> None:
         """Write the line of a cell that failed; it is tried again when the comparison is resumed."""
-        self._append(cell, {"status": "failed", "reason": reason, "commit": runs.commit()})
+        self._append(cell, {"status": "failed", "reason": " ".join(reason.split()), "commit": runs.commit()})
 
     def adopt(self, winner: Cell, cell: Cell) -> None:
         """Make the run of the winning trial that of the cell with the same seed: they have the same bits."""

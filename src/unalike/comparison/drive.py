@@ -70,18 +70,31 @@ def start(
     """Check everything, then run all of it. A grid returns the lines of all its settings, "regime" in each."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
+    asked = replace(asked, given=federation.partition.hash if federation else "")
     check(asked, federation)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / ASKED, asked.to_json())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / ASKED, asked.to_json())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
     return _drive(asked, folder, federation, listeners_of, report)
 
 
 def resume(
     folder: str | Path, federation: Federation | None = None, listeners_of: ListenersOf = silence
 ) -> list[dict[str, Any]]:
-    """Continue an interrupted comparison: what is finished is kept, what was begun is resumed, the rest is run."""
+    """Continue an interrupted comparison: what is finished is kept, what was begun is resumed, the rest is run.
+
+    `federation` is the one it was started on, where that was made in Python.
+    """
     folder = Path(folder)
     asked = spec.read(folder, ASKED)
+    if asked.given != (federation.partition.hash if federation else ""):
+        raise InputError(
+            f"{folder} was started on a federation made in Python: give comparison.resume the same one"
+            if asked.given
+            else f"{folder} was started on federations that its keys describe: resume it without one"
+        )
     if _is_finished(asked, folder):
         raise InputError(f"{folder} is finished: there is nothing to resume")
     return _drive(asked, folder, federation, listeners_of, True)
@@ -191,10 +204,13 @@ def _below(number: int, name: str) -> str:
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of compare.json, none before the first run is over."""
-    path = folder / LINES
-    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return found
+    """The lines of compare.json; none before the first run is over, or where it is damaged: it can be made again."""
+    try:
+        found = json.loads((folder / LINES).read_text())
+    except (OSError, ValueError):
+        return []
+    whole = isinstance(found, list) and all(isinstance(line, dict) and "status" in line for line in found)
+    return found if whole else []
 
 
 def _write_grid(asked: Comparison, folder: Path, settings: Sequence[tuple[Regime, Path]]) -> None:
@@ -289,7 +305,7 @@ class _Drive:
         if winner and winner.seed == cell.seed:
             self.cells.adopt(winner, cell)
         self._run(cell)
-        if self.cast.asked.light:
+        if self.cast.asked.light and self.cells.done(cell):
             self.cells.drop_models(cell)
         return None
 
@@ -307,6 +323,8 @@ class _Drive:
             self.cells.finish(cell)
         except UnalikeError as error:
             self.cells.fail(cell, str(error))
+        except Exception as error:  # a method of the user's own may raise anything, and the others go on
+            self.cells.fail(cell, f"{type(error).__name__}: {error}")
 
     def _total(self) -> int:
         asked = self.cast.asked

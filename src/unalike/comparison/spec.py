@@ -14,11 +14,11 @@ from ..algorithms import find
 from ..config import GENERAL, located, parameters_of, read_toml
 from ..errors import InputError
 from ..files import with_tuples
-from ..plugins import absolute
-from .tuning import Point, points, read_axes
+from .cells import folder_name
+from .tuning import Point, field_name, points, read_axes
 
-OWN_KEYS = ("title", "methods", "seeds", "reference", "rivals", "target", "tune", "trials", "light", "regimes", "grid")
-"""What a comparison file may hold beside the keys of an experiment."""
+OWN_KEYS = ("title", "seeds", "reference", "rivals", "target", "tune", "trials", "light")
+"""What a comparison may be given beside methods, the keys of an experiment, and [[regimes]] and [grid] in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,22 @@ class Comparison:
     """Keep no models of finished runs: tables and pages stay, export does not work."""
     title: str = ""
     regimes: tuple[Regime, ...] = ()
+    given: str = ""
+    """The partition's hash of a federation made in Python, which these keys do not lead to."""
 
     def __post_init__(self) -> None:
         if not self.methods:
             raise InputError("there is nothing to compare: name the methods, `unalike methods` lists them")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        try:
+            json.dumps(self.to_json(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"a comparison holds numbers, texts, lists and tables only: {error}") from None
+        folders = [folder_name(label).casefold() for label in self.methods]
+        for one in {name for name in folders if folders.count(name) > 1}:
+            same = [label for label, name in zip(self.methods, folders, strict=True) if name == one]
+            raise InputError(f"{', '.join(same)} would share the folder {one}-seed{self.seeds[0]}: rename one")
+        whole = all(isinstance(seed, int) for seed in self.seeds)
+        if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds {','.join(map(str, self.seeds))} must be different whole numbers, such as 0,1,2")
         for role, named in (("reference", filter(None, [self.reference])), ("rival", self.rivals)):
             for label in named:
@@ -101,7 +112,12 @@ class Comparison:
     def points(self, key: Any) -> dict[str, list[Point]]:
         """What each method is tried with."""
         kinds = {label: find(own["method"]) for label, own in self.methods.items()}
-        return points(kinds, read_axes(self.tune) if self.tune else {}, self.trials, key)
+        axes = read_axes(self.tune) if self.tune else {}
+        found = points(kinds, axes, self.trials, key)
+        for label, own in self.methods.items():
+            for name in {*own, *(self.common.keys() & axes)} & set().union(*found[label]):
+                raise InputError(f"{label}: {name} is both given and tuned: leave out one of them")
+        return found
 
     def within(self, regime: Regime) -> Comparison:
         """The comparison in one of its settings."""
@@ -118,40 +134,63 @@ class Comparison:
         return cls(**{**with_tuples(found), "regimes": regimes})
 
 
-def compose(methods: Sequence[str] | Mapping[str, Mapping[str, Any]], keys: Mapping[str, Any]) -> Comparison:
-    """A comparison from what was typed, in a file, on the command line or in Python.
+def compose(
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]], keys: Mapping[str, Any], regimes: Sequence[Regime] = ()
+) -> Comparison:
+    """A comparison from what was typed, in a file, on the command line or in Python; paths become absolute.
 
     Args:
         methods: names, or label to the method's own keys.
         keys: everything else; "fedprox.mu" is a key of that method only.
+        regimes: the settings that all of it is repeated in.
     """
-    given = {key.replace("-", "_") if "." not in key else key: value for key, value in keys.items()}
-    named = methods if isinstance(methods, Mapping) else {label_of(name): {"method": name} for name in methods}
-    if not isinstance(methods, Mapping) and len(named) < len(methods):
-        raise InputError(f"a method is named twice: {', '.join(methods)}")
+    given = {field_name(key): value for key, value in keys.items()}
+    named = methods if isinstance(methods, Mapping) else _labelled(methods)
     own = {label: {"method": label, **values} for label, values in named.items()}
     for key in [k for k in given if "." in k]:
         label, _, name = key.rpartition(".")
         if label not in own:
             raise InputError(f"--{key}: {label} is not compared; compared are {', '.join(own)}")
-        own[label][name.replace("-", "_")] = given.pop(key)
-    for values in own.values():
-        values["method"] = absolute(str(values["method"]))
+        if name == "method":
+            raise InputError(f"--{key}: compare that method itself")
+        own[label][name] = given.pop(key)
     special = {key: given.pop(key) for key in OWN_KEYS if key in given}
-    return Comparison(methods=own, common=given, **_special(special))
+    here = Path.cwd()
+    return Comparison(
+        methods={label: located({**values, "method": str(values["method"])}, here) for label, values in own.items()},
+        common=located(given, here),
+        regimes=tuple(replace(regime, keys=located(regime.keys, here)) for regime in regimes),
+        **_special(special),
+    )
+
+
+def _labelled(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in [names] if isinstance(names, str) else names:
+        label = label_of(name)
+        if label in found:
+            raise InputError(f"two methods are called {label}: [methods.LABEL] in a file gives each a label of its own")
+        found[label] = {"method": name}
+    return found
 
 
 def _special(given: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {k: v for k, v in given.items() if k in ("reference", "title", "light", "regimes")}
+    found: dict[str, Any] = {}
+    for key, plain in (("reference", str), ("title", str), ("light", bool)):
+        if key in given:
+            if not isinstance(given[key], plain):
+                raise InputError(f"{key} = {given[key]!r} is refused: it should be {_KINDS[plain]}")
+            found[key] = given[key]
     if "seeds" in given:
         found["seeds"] = tuple(_numbers("seeds", given["seeds"], int))
-    if "trials" in given:
-        found["trials"] = next(iter(_numbers("trials", given["trials"], int)), 0)
-    if "target" in given:
-        found["target"] = next(iter(_numbers("target", given["target"], float)), 0.0)
+    for key, kind in (("trials", int), ("target", float)):
+        if key in given:
+            found[key], *more = _numbers(key, given[key], kind)
+            if more:
+                raise InputError(f"--{key} {given[key]} cannot be read: give one number")
     if "rivals" in given:
         rivals = given["rivals"]
-        found["rivals"] = tuple(rivals.split(",") if isinstance(rivals, str) else rivals)
+        found["rivals"] = tuple(rivals.split(",") if isinstance(rivals, str) else _listed("rivals", rivals))
     if "tune" in given:
         axes = read_axes(given["tune"])  # read here for its errors; kept as given, which JSON can hold
         tune = given["tune"]
@@ -163,12 +202,24 @@ def _as_text(axis: Any) -> Any:
     return list(axis) if isinstance(axis, tuple) else f"{axis.low}..{axis.high}"
 
 
+_KINDS: Mapping[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "whole numbers, such as 0,1,2",
+    float: "in 0..1",
+}
+
+
 def _numbers(name: str, given: Any, kind: type) -> list[Any]:
+    """One or more numbers of one kind."""
     parts = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
     try:
-        return [kind(part) for part in parts]
+        found = [kind(part) for part in parts]
+        if found and all(isinstance(p, str) or (p == f and p is not True) for p, f in zip(parts, found, strict=True)):
+            return found
     except (TypeError, ValueError):
-        raise InputError(f"--{name} {given} cannot be read: give {kind.__name__} numbers, such as 0,1,2") from None
+        pass
+    raise InputError(f"--{name} {given} cannot be read: it should be {_KINDS[kind]}")
 
 
 def label_of(name: str) -> str:
@@ -183,34 +234,44 @@ def from_toml(path: Path, overrides: Mapping[str, Any]) -> Comparison:
     [grid] multiplies every one of them by all combinations of its lists.
     """
     keys = {**read_toml(path), **overrides}
-    named, listed, grid = keys.pop("methods", None), keys.pop("regimes", None), keys.pop("grid", {})
+    named, listed, grid = keys.pop("methods", None), keys.pop("regimes", []), keys.pop("grid", {})
     try:
-        if not named or not isinstance(named, list | dict):
+        if not named or not (_tables(named) or (isinstance(named, list) and all(isinstance(n, str) for n in named))):
             raise InputError('methods = ["pfedafm", "standalone"], or a table [methods.NAME] for each, is missing')
-        own = {str(n): {} for n in named} if isinstance(named, list) else named
-        methods = {label_of(n): located({"method": n, **values}, path.parent) for n, values in own.items()}
+        if not (isinstance(listed, list) and all(isinstance(one, dict) for one in listed) and isinstance(grid, dict)):
+            raise InputError("settings are tables: write [[regimes]] above each, and [grid] once")
+        own = _labelled(named) if isinstance(named, list) else {n: {"method": n, **given} for n, given in named.items()}
+        methods = {label: located(given, path.parent) for label, given in own.items()}
         regimes = [
-            _regime(located(one, path.parent), dict(zip(grid, values, strict=True)))
+            _regime(one, dict(zip(grid, values, strict=True)), path.parent)
             for one in listed or [{}]
             for values in _product(grid)
         ]
-        return compose(methods, {**keys, "regimes": tuple(regimes) if listed or grid else ()})
+        return compose(methods, keys, regimes if listed or grid else ())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
+def _tables(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())
+
+
 def _product(grid: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
-    return itertools.product(*(values if isinstance(values, list) else [values] for values in grid.values()))
+    return itertools.product(*(_listed(name, values) for name, values in grid.items()))
 
 
-def _regime(listed: Mapping[str, Any], varied: Mapping[str, Any]) -> Regime:
-    """A setting by its name and what the grid adds, or by all of its keys."""
+def _listed(name: str, values: Any) -> list[Any]:
+    if not isinstance(values, list | tuple) or not values:
+        raise InputError(f"{name} = {values!r} is refused: it should be a list")
+    return list(values)
+
+
+def _regime(listed: Mapping[str, Any], varied: Mapping[str, Any], folder: Path) -> Regime:
+    """A setting by its name and what the grid adds, or by all of its keys; its paths count from `folder`."""
     keys = {**{k: v for k, v in listed.items() if k != "name"}, **varied}
     told = varied if "name" in listed else keys
-    return Regime(
-        name=", ".join([*([listed["name"]] if "name" in listed else []), *(_told(*pair) for pair in told.items())]),
-        keys=keys,
-    )
+    named = [str(listed["name"])] if "name" in listed else []
+    return Regime(name=", ".join([*named, *(_told(*pair) for pair in told.items())]), keys=located(keys, folder))
 
 
 def _told(name: str, value: Any) -> str:
@@ -223,5 +284,5 @@ def read(folder: Path, name: str) -> Comparison:
     """The comparison that was started in `folder`."""
     try:
         return Comparison.from_json(json.loads((folder / name).read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / name} is damaged: {error}") from None

@@ -63,7 +63,7 @@ def read_axes(given: str | Mapping[str, Any]) -> dict[str, Axis]:
 
 
 def field_name(key: str) -> str:
-    """A parameter, or METHOD.PARAMETER, as the method declares it: "lg-fedavg.local-epochs" as lg-fedavg.local_epochs."""
+    """A key as methods declare it: "local-epochs" is local_epochs, and lg-fedavg.local-epochs keeps its label."""
     label, dot, name = key.rpartition(".")
     return label + dot + name.replace("-", "_")
 

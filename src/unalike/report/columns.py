@@ -66,7 +66,10 @@ def legend(methods: Sequence[Method]) -> str:
     if any(m.beats_standalone is not None for m in methods):
         told += " Above alone: the share of clients with whom the method beats training alone."
     if asked:
-        told += f" To reach {asked}: bytes up and down, and rounds, until validation accuracy was {asked}, over the seeds that came there."
+        told += (
+            f" To reach {asked}: bytes up and down, and rounds, until validation accuracy was {asked}, in the seeds "
+        )
+        told += "that came there."
     return told
 
 

@@ -16,7 +16,7 @@ COSTS = ("method", "sent", "received", "to target", "TFLOP", "seconds", "memory"
 
 def show(lines: Lines, title: str = "", console: Console | None = None) -> None:
     """Print the tables of compare.json's lines; `title` names the setting they belong to."""
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     against = next((line["difference"]["to"] for line in lines if line.get("difference")), None)
     over = f", ± is a 95 % interval over {len(lines[0]['seeds'])} seeds" if len(lines[0]["seeds"]) > 1 else ""
     said = f"test accuracy over clients, at the round chosen on validation{over}"
@@ -41,7 +41,8 @@ def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence
     shown = [name for name in headings if any(row.get(name) for row in rows)]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for name in shown:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
+        own = name == "method"
+        table.add_column(name, justify="left" if own else "right", no_wrap=not own, overflow="fold")
     for row in rows:
         table.add_row(*(row.get(name, "") for name in shown))
     console.print(table)
