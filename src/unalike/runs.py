@@ -130,6 +130,7 @@ def _as_given(found: Federation) -> dict[str, Any]:
     """What an experiment must say of a federation made by hand, so that reopening builds the same one."""
     return {
         "data": found.source.name,
+        "rows": None,
         **found.keys,
         "partition": found.partition.scheme,
         "models": tuple(found.models[info.tier].name for info in found.clients),

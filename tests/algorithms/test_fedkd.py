@@ -165,9 +165,7 @@ def test_updates_are_averaged_by_samples_and_the_mentee_moves_by_what_is_sent(
 
 
 def test_all_stay_in_step_whoever_is_sampled(method: FedKD, unlike: Federation) -> None:
-    """Client 0 trains in every round, client 1 in the first and third: bit by bit both have what the server has.
-
-    """
+    """Client 0 trains in every round, client 1 in the first and third: bit by bit both have what the server has."""
     server: Any = method.init_server(INIT)
     states: dict[int, Any] = {}
     for round, chosen in ((1, (0, 1)), (2, (0,)), (3, (0, 1))):

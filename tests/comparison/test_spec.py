@@ -129,13 +129,31 @@ def test_a_grid_multiplies_every_regime(tmp_path: Path) -> None:
         '[[regimes]]\nname = "few"\nclients = 2\n[[regimes]]\nname = "many"\nclients = 3\nlr = 0.5\n'
         '[grid]\npartition = ["iid", "dirichlet:0.5"]\nrounds = [1, 2]\n'
     )
-    asked = from_toml(path, {"rounds": "9"})
+    asked = from_toml(path, {"local_epochs": "9"})
     settings = [f"{p}, {r} rounds" for p in ("iid", "dirichlet:0.5") for r in (1, 2)]
     assert [r.name for r in asked.regimes] == [f"{name}, {s}" for name in ("few", "many") for s in settings]
     last = asked.within(asked.regimes[-1])
     own = {"clients": 3, "lr": 0.5, "partition": "dirichlet:0.5", "rounds": 2}
     assert last.keys("fedprox") == {**asked.keys("fedprox"), **own}
     assert (last.regimes, last.title) == ((), "many, dirichlet:0.5, 2 rounds")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("rounds", "--rounds has no effect: the file's regimes say what it is"),
+        ("clients", "--clients has no effect: the file's regimes say what it is"),
+        ("lr", "--lr has no effect on standalone, for which the file has its own: --standalone.lr"),
+    ],
+)
+def test_options_that_the_file_would_go_before_are_refused(key: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        "[methods]\nfedavg = {}\nstandalone = { lr = 0.1 }\n[[regimes]]\nclients = 2\n[grid]\nrounds = [1]\n"
+    )
+    with pytest.raises(InputError, match=words):
+        from_toml(path, {key: "3"})
+    assert from_toml(path, {"standalone.lr": "0.5"}).methods["standalone"]["lr"] == "0.5"
 
 
 def test_settings_without_a_name_are_called_by_their_keys(tmp_path: Path) -> None:

@@ -125,6 +125,17 @@ def test_a_page_keeps_its_head_and_is_renewed(grid: Path, tmp_path: Path) -> Non
     assert (tmp_path / "new.md").read_text() == (grid / "grid.md").read_text()
 
 
+def test_a_comparison_is_written_into_a_page_too(grid: Path, tmp_path: Path) -> None:
+    page = tmp_path / "one.md"
+    page.write_text("# One\n\nBy hand.\n\n## Old\n", encoding="utf-8")
+    write(grid / "r1", page=page)
+    found = page.read_text()
+    assert found.startswith("# One\n\nBy hand.\n\n## The methods\n")
+    assert "| ours |" in found
+    assert "## Where this comes from\n\n- seeds: 0, 1, 2\n" in found
+    assert "Old" not in found
+
+
 def test_where_no_reference_is_the_leaders_are_counted(grid: Path) -> None:
     for name, rows in (("r1", [OURS, FAR]), ("r2", [OURS, ABOVE])):
         (grid / name / "compare.json").write_text(json.dumps([{**one, "difference": None} for one in rows]))
@@ -141,7 +152,7 @@ def test_a_failed_reference_is_said(grid: Path) -> None:
 
 def test_what_is_wrong_with_a_grid_is_said(grid: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave out --page"):
-        write(grid / "r1", page=tmp_path / "x.md")
+        write(next((grid / "r1").glob("*-seed0"), grid / "r1" / "none"), page=tmp_path / "x.md")
     (grid / "r2" / "compare.json").unlink()
     with pytest.raises(InputError, match=r"grid\.json says that r2 is done, but it has no compare\.json"):
         write(grid)

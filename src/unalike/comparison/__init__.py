@@ -7,7 +7,7 @@ drive     runs the cells, in an order that a stop does not change
 figures   from cells to the table
 """
 
-from .drive import check, compare, is_comparison, resume, start
+from .grid import check, compare, is_comparison, resume, start
 from .spec import Comparison, compose, from_toml
 
 __all__ = ["Comparison", "check", "compare", "compose", "from_toml", "is_comparison", "resume", "start"]

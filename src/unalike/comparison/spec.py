@@ -240,6 +240,7 @@ def from_toml(path: Path, overrides: Mapping[str, Any]) -> Comparison:
             raise InputError('methods = ["pfedafm", "standalone"], or a table [methods.NAME] for each, is missing')
         if not (isinstance(listed, list) and all(isinstance(one, dict) for one in listed) and isinstance(grid, dict)):
             raise InputError("settings are tables: write [[regimes]] above each, and [grid] once")
+        _require_effect(overrides, named, listed, grid)
         own = _labelled(named) if isinstance(named, list) else {n: {"method": n, **given} for n, given in named.items()}
         methods = {label: located(given, path.parent) for label, given in own.items()}
         regimes = [
@@ -250,6 +251,15 @@ def from_toml(path: Path, overrides: Mapping[str, Any]) -> Comparison:
         return compose(methods, keys, regimes if listed or grid else ())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _require_effect(overrides: Mapping[str, Any], named: Any, listed: Any, grid: Any) -> None:
+    """Refuse an option that what stands in the file's tables would go before."""
+    for key in map(field_name, overrides):
+        if key in grid or any(key in one for one in listed):
+            raise InputError(f"--{key} has no effect: the file's regimes say what it is")
+        for label in [label for label, own in named.items() if key in own] if isinstance(named, dict) else []:
+            raise InputError(f"--{key} has no effect on {label}, for which the file has its own: --{label}.{key}")
 
 
 def _tables(found: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..config import parameters_of
+from ..config import parameter_types, parameters_of
 from ..errors import InputError
 from ..protocol import Algorithm
 from ..rng import Key
@@ -128,7 +128,15 @@ def points(
                 f"{label} has {int(size)} combinations of {', '.join(own[label])} for {count} trials: list more "
                 "values, give a range (lr=0.01..0.3), or ask for fewer --trials"
             )
-    return {label: _draw({n: axes[a] for n, a in used.items()}, count, key / label) for label, used in own.items()}
+    found = {label: _draw({n: axes[a] for n, a in used.items()}, count, key / label) for label, used in own.items()}
+    return {label: [_whole(kinds[label], point) for point in tried] for label, tried in found.items()}
+
+
+def _whole(kind: type[Algorithm[Any, Any, Any]], point: Point) -> Point:
+    """What a range has drawn for a parameter that counts is rounded."""
+    types = parameter_types(kind)
+    counts = {name for name in point if getattr(types[name], "__origin__", types[name]) is int}
+    return {n: round(v) if n in counts and isinstance(v, float) else v for n, v in point.items()}
 
 
 def _own(label: str, kind: type[Algorithm[Any, Any, Any]], axes: Mapping[str, Axis]) -> dict[str, str]:

@@ -85,16 +85,20 @@ class Source:
             raise InputError(f"{self.name}: row {row + 1}, {place} is NaN; {hint}")
         raise InputError(f"{self.name}: row {row + 1}, {place} is infinite as float32; correct or drop it")
 
-    def sample(self, rows: int, rng: np.random.Generator) -> Source:
-        """So many rows drawn at random, in their old order; an official test set stays whole beside them."""
+    def sample(self, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The row numbers, ascending, of so many rows drawn at random; an official test set stays whole beside them."""
         free = np.arange(len(self.y)) if self.test is None else np.flatnonzero(~self.test)
         if not 2 <= rows <= len(free):
             beside = "" if self.test is None else " beside its official test set"
             raise InputError(f"--rows {rows} cannot be drawn: {self.name} has {len(free)} rows{beside}; give 2 to that")
         kept = np.zeros(len(self.y), bool) if self.test is None else self.test.copy()
         kept[rng.choice(free, rows, replace=False)] = True
+        return np.flatnonzero(kept)
+
+    def take(self, rows: NDArray[np.int64]) -> Source:
+        """A source of these rows only."""
         per_row = {name: getattr(self, name) for name in ("x", "y", "test", "sites")}
-        return replace(self, **{name: array[kept] for name, array in per_row.items() if array is not None})
+        return replace(self, **{name: array[rows] for name, array in per_row.items() if array is not None})
 
     @cached_property
     def fingerprint(self) -> str:

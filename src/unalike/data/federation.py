@@ -153,8 +153,7 @@ def federation(
         source = data
     else:
         keys = {"data": data, "data_path": data_path and str(data_path), "label": label, "site_column": site_column}
-        keys |= {"impute": impute, "image_size": image_size, "rows": rows}
-        keys |= {"split": tuple(split), "min_per_client": min_per_client}
+        keys |= {"impute": impute, "image_size": image_size, "split": tuple(split), "min_per_client": min_per_client}
         source = load_source(
             data,
             path=Path(data_path) if data_path else None,
@@ -163,12 +162,14 @@ def federation(
             impute=impute,
             image_size=image_size,
         )
-    if rows is not None:
-        source = source.sample(rows, (Key.root(seed) / "rows").numpy())
     if isinstance(partition, str):
-        key = Key.root(seed) / "partition"
+        if rows and partition.startswith("file:"):
+            raise InputError(f"--partition {partition} says which rows are used: leave --rows out")
+        drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
+        part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
         clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
-        partition = draw(source, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
+        divided = draw(part, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
+        partition = divided.within(drawn)
     return assemble(source, partition, models, model_map or {}, feature_width, keys)
 
 

@@ -197,6 +197,8 @@ def check(spec: Spec) -> None:
         except Exception as error:
             emitted = f"its extractor emits {r.shape[1]} features, which its header cannot take"
             raise InputError(f"{where}: {emitted}: {_line(error)}") from error
+    if not tree.flatten(_zero_weights(spec)["extractor"]):
+        raise InputError(f"{where} is a single layer: methods need weights below its last linear layer to work on")
     if tuple(outputs.shape) != (2, spec.classes):
         found = tuple(outputs.shape)[1:]
         raise InputError(f"{where} has {found} outputs a sample; the data has {spec.classes} classes")

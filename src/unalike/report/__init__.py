@@ -21,8 +21,9 @@ def write(folder: Path, *, against: Path | None = None, page: Path | None = None
 
     A folder with grid.json gets the page of a grid, and grid.csv and grid.md; one with compare.json that of a
     comparison, and compare.csv, compare.tex and compare.md; any other run folder that of a run. A run is set against
-    `against`, or else against the best finished standalone run beside it, of the same partition and seed. What grid.md
-    says is also written into the Markdown file `page`, below whatever stands there before its first "## ".
+    `against`, or else against the best finished standalone run beside it, of the same partition and seed. What a grid
+    or a comparison says is also written into the Markdown file `page`, below whatever stands there before its first
+    "## ".
 
     Raises:
         InputError: the folder is no run, a file in it is broken, or `against` does not have the same clients.
@@ -30,13 +31,14 @@ def write(folder: Path, *, against: Path | None = None, page: Path | None = None
     whole = is_grid(folder) or is_comparison(folder)
     if against is not None and whole:
         raise InputError(f"{folder} is a comparison, which is set against nothing: leave out --against")
-    if page is not None and not is_grid(folder):
-        raise InputError(f"{folder} is no grid, and only a grid is written into a page: leave out --page")
+    if page is not None and not whole:
+        raise InputError(f"{folder} is one run, and only comparisons are written into a page: leave out --page")
     if is_grid(folder):
         return _write_grid(folder, page)
     if is_comparison(folder):
         found = read_comparison(folder)
         tables.write(folder, found)
+        _renew(page, found.name, gridtext.comparison(found))
         return _written(folder / "report.html", several.page(found))
     return _written(folder / "report.html", single.page(*_pair(folder, against)))
 
@@ -55,9 +57,14 @@ def _write_grid(folder: Path, page: Path | None) -> Path:
     found = read_grid(folder)
     _written(folder / "grid.csv", tables.as_csv(matrix.records(found)))
     _written(folder / "grid.md", gridtext.document(found))
-    if page is not None:
-        _written(page, gridtext.renewed(page.read_text(encoding="utf-8") if page.is_file() else "", found))
+    _renew(page, found.about.title, gridtext.body(found))
     return _written(folder / "report.html", grid.page(found))
+
+
+def _renew(page: Path | None, title: str, below: str) -> None:
+    if page is not None:
+        before = page.read_text(encoding="utf-8") if page.is_file() else ""
+        _written(page, gridtext.renewed(before, title, below))
 
 
 def _written(path: Path, text: str) -> Path:

@@ -1,13 +1,15 @@
-"""A grid as Markdown: the matrix, a sentence and the whole table for each regime, and where it comes from."""
+"""A grid, or one comparison, as Markdown: sentences, the whole tables, and where they come from."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from . import columns, grid, markdown, matrix, verdicts
 from .markdown import text
 from .origin import origin
-from .records import Compared, Grid, Method
+from .records import Compared, Comparison, Grid, Method
+from .several import sentences
 from .units import UNKNOWN, interval
 
 
@@ -25,10 +27,22 @@ def body(found: Grid) -> str:
         keys = ", ".join(f"{name} {value}" for name, value in row.regime.keys.items())
         parts += [f"## {text(row.regime.name)}", _told(found, row, reference), text(keys) and f"{text(keys)}."]
         parts += [markdown.methods(row.methods)]
-    lines = [
-        f"- {term}: {f'`{value}`' if term == 'command' else text(value)}" for term, value in origin(found) if value
-    ]
-    parts += ["## Where this comes from", "\n".join(lines)]
+    return _joined([*parts, *_origin(found)])
+
+
+def comparison(found: Comparison) -> str:
+    """The same of one comparison."""
+    told = " ".join(text(sentence) for sentence in sentences(found.methods))
+    return _joined(["## The methods", told, markdown.page(found.methods), *_origin(found)])
+
+
+def _origin(found: Grid | Comparison) -> list[str]:
+    known = [(term, value) for term, value in origin(found) if value]
+    lines = [f"- {term}: {f'`{value}`' if term == 'command' else text(value)}" for term, value in known]
+    return ["## Where this comes from", "\n".join(lines)]
+
+
+def _joined(parts: Iterable[str]) -> str:
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
@@ -36,10 +50,10 @@ def document(found: Grid) -> str:
     return f"# {text(found.about.title)}\n\n{body(found)}"
 
 
-def renewed(page: str, found: Grid) -> str:
-    """What stands in `page` before its first heading of the second level, then the grid; an empty page gets a title."""
+def renewed(page: str, title: str, below: str) -> str:
+    """What stands in `page` before its first heading of the second level, then `below`; an empty page gets a title."""
     head = re.split(r"^## ", page, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
-    return f"{head}\n\n{body(found)}" if head else document(found)
+    return f"{head or f'# {text(title)}'}\n\n{below}"
 
 
 def _told(found: Grid, row: Compared, reference: str | None) -> str:

@@ -1,22 +1,21 @@
-"""Where the numbers of a grid come from: commits, seeds, machines, versions, command."""
+"""Where the numbers of many runs come from: commits, seeds, machines, versions, command."""
 
 from __future__ import annotations
 
-from .records import Grid, Manifest
+from .records import Comparison, Grid, Manifest
 from .units import counted, listing
 
 
-def origin(found: Grid) -> list[tuple[str, str]]:
+def origin(found: Grid | Comparison) -> list[tuple[str, str]]:
     """Terms with what is known, each value once."""
-    seeds = sorted({seed for row in found.rows for m in row.methods for seed in m.seeds})
     kept = found.manifests
     return [
-        ("seeds", ", ".join(map(str, seeds))),
+        ("seeds", ", ".join(map(str, sorted(found.seeds)))),
         ("runs", counted(len(kept), "run") if kept else ""),
         ("commit", listing(list(dict.fromkeys(one.commit for one in kept if one.commit)))),
         ("machine", "; ".join(dict.fromkeys(filter(None, map(_machine, kept))))),
         ("versions", "; ".join(dict.fromkeys(filter(None, map(_versions, kept))))),
-        ("command", found.about.command or ""),
+        ("command", found.about.command or "" if isinstance(found, Grid) else ""),
     ]
 
 

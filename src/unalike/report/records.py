@@ -265,6 +265,14 @@ class Comparison:
     methods: list[Method]
     runs: dict[str, list[Run]]
 
+    @property
+    def seeds(self) -> set[int]:
+        return {seed for m in self.methods for seed in m.seeds}
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        return [run.manifest for several in self.runs.values() for run in several]
+
 
 class Regime(Record):
     """An entry of grid.json: a comparison in `folder`, and what sets it apart from the others."""
@@ -300,3 +308,7 @@ class Grid:
     about: GridFile
     rows: list[Compared]
     manifests: list[Manifest]
+
+    @property
+    def seeds(self) -> set[int]:
+        return {seed for row in self.rows for m in row.methods for seed in m.seeds}
