@@ -94,6 +94,14 @@ def test_equally_many_trials_for_each_method() -> None:
     assert [len(p) for p in points(TWO, axes, 2, KEY).values()] == [2, 2]
 
 
+def test_a_range_of_a_parameter_that_counts_has_whole_numbers() -> None:
+    """And one of a step size has not, however it is written."""
+    tried = points(TWO, read_axes("local_epochs=1..5,lr=1..5"), 6, KEY)["fedprox"]
+    assert {type(point["local_epochs"]) for point in tried} == {int}
+    assert {1 <= point["local_epochs"] <= 5 for point in tried} == {True}
+    assert any(point["lr"] != round(point["lr"]) for point in tried)
+
+
 def test_a_range_is_drawn_at_random() -> None:
     found = points(TWO, read_axes("lr=0.01..1"), None, KEY)
     assert [len(p) for p in found.values()] == [8, 8]
