@@ -43,6 +43,7 @@ ALGORITHMS = Catalogue(
         "fedavg-ft": "fedavg_ft:FedAvgFT",
         "fedprox": "fedprox:FedProx",
         "fedbn": "fedbn:FedBN",
+        "fedper": "fedper:FedPer",
         "fedrep": "fedrep:FedRep",
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
