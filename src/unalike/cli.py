@@ -219,7 +219,7 @@ def report(
     ] = None,
     page: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--page", help="Markdown page whose part from the first ## on a grid writes anew"),
+        typer.Option("--page", help="Markdown page whose part from the first ## on a comparison or a grid writes anew"),
     ] = None,
 ) -> None:
     """Write report.html, one page that opens offline, and a comparison's tables."""

@@ -142,6 +142,8 @@ def _as_given(found: Federation) -> dict[str, Any]:
 def load_federation(experiment: Experiment, partition: Partition | None = None) -> Federation:
     """The federation an experiment asks for, or the same data and models with a partition already drawn."""
     asked = {key: getattr(experiment, key) for key in FEDERATION_KEYS if key != "partition"}
+    if partition:
+        asked["rows"] = None
     return federation(**asked, partition=partition or experiment.partition)
 
 
@@ -171,11 +173,10 @@ def _fill(folder: Path, prepared: Prepared) -> None:
     folder.mkdir(parents=True, exist_ok=folder.exists())  # of two runs that start at once only one makes the folder
     experiment, found = prepared.experiment, prepared.federation
     found.partition.save(folder / "partition.npz")
-    own_partition = {"partition": f"file:{folder / 'partition.npz'}"} if prepared.by_hand else {}
     write_json(folder / "partition.json", found.describe())
     write_json(folder / MANIFEST, manifest(prepared))
     text = "# The resolved experiment. Repeat it with: unalike run experiment.toml\n" + config.to_toml(
-        absolute_paths(config.flat(experiment) | own_partition)
+        absolute_paths(config.flat(experiment)) | ({"partition": "file:partition.npz"} if prepared.by_hand else {})
     )
     write_atomically(folder / EXPERIMENT, text.encode())
 

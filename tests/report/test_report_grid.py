@@ -28,7 +28,7 @@ def grid(tmp_path: Path) -> Path:
         {"name": f"digits, {scheme}", "folder": f"r{k}", "keys": {"partition": scheme}, "status": status}
         for k, (scheme, status) in enumerate((("iid", "done"), ("classes:2", "done"), ("site", "running")), 1)
     ]
-    about = {"title": "Three regimes", "regimes": regimes, "command": "python benchmarks/grid.py"}
+    about = {"title": "Three regimes", "regimes": regimes}
     (folder / "grid.json").write_text(json.dumps(about), encoding="utf-8")
     return folder
 
@@ -97,7 +97,6 @@ def test_markdown_of_a_grid(grid: Path) -> None:
     assert f"- digits, iid: {verdict}\n" in text
     assert f"## digits, iid\n\n{verdict}\n" in text
     assert "- commit: c0ffee\n" in text
-    assert "- command: `python benchmarks/grid.py`\n" in text
     assert "that is hardest on ours" in text
 
 

@@ -119,7 +119,7 @@ class FedAPEN(LocalTraining, Algorithm[Server, Private, Wire]):
         )
         tuned, mean = train([step], start, {"lam": lam}, self.visits(rows, job.key / "batches"), job.key / "noise")
         state: Private = {"model": tuned["model"], "lam": lam, "split": job.state["split"]}
-        return Update({"shared": tuned["shared"]}, state, job.info.n, {"loss": mean, "lambda": float(lam)})
+        return Update({"shared": tuned["shared"]}, state, job.info.n, {"loss": mean})
 
     def _learned_lambda(self, job: Job[Private, Wire], params: Tree, held: Batch) -> Tensor:
         """Step 1."""

@@ -135,7 +135,7 @@ class FedKD(LocalTraining, Algorithm[Server, Private, Wire]):
 
 
 def moved(mentee: Tree, update: Tree) -> Tree:
-    """s + Δ: the same bits at the server and at every client."""
+    """s + Δ: the same bits at the server and at every client that computes on the same kind of device."""
     return map_leaves(torch.add, mentee, decompress(update, mentee))
 
 

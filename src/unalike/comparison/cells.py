@@ -86,9 +86,13 @@ class Cells:
 
     def adopt(self, winner: Cell, cell: Cell) -> None:
         """Make the run of the winning trial that of the cell with the same seed: they have the same bits."""
-        if self.done(cell) is None and not (self.folder / cell.run).exists():
+        if not self.begun(cell) and self.begun(winner):
             (self.folder / winner.run).rename(self.folder / cell.run)
             sync_folder(self.folder)
+
+    def begun(self, cell: Cell) -> bool:
+        """Whether a run folder is there."""
+        return (self.folder / cell.run).exists()
 
     def drop_models(self, cell: Cell) -> None:
         """Delete the models of a run; its events and figures stay."""

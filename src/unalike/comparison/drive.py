@@ -74,8 +74,8 @@ class Drive:
 
     def _tune(self, label: str) -> None:
         """Try all settings of a method on the first seed; only the best one so far keeps its models."""
-        if any(self.cells.done(self._cell(label, seed)) for seed in self.setting.asked.seeds):
-            return  # the choice has been made
+        if any(self.cells.begun(self._cell(label, seed)) for seed in self.setting.asked.seeds):
+            return  # the choice has been made, and trials that failed are not tried again
         for cell in self._trials(label):
             self._run(cell)
             for other in self._trials(label):

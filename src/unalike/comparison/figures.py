@@ -20,9 +20,7 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
         for label, own in reported.items()
     }
     target = asked.target or _within_reach(summaries.get(asked.judged, {}))
-    alone = next(
-        (summaries[n] for n, own in asked.methods.items() if own["method"] == "standalone" and n in summaries), {}
-    )
+    alone = next((summaries[n] for n, own in asked.methods.items() if own["method"] == "standalone"), {})
     found = []
     for label, own in reported.items():
         reasons = list(dict.fromkeys(filter(None, map(cells.failed, own))))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import runs
 from ..data.federation import Federation
 from ..errors import InputError
 from ..files import write_json
@@ -107,7 +108,8 @@ def _is_finished(asked: Comparison, folder: Path) -> bool:
 def _state(asked: Comparison, folder: Path) -> str:
     """How far one setting is: "done", "failed" in part, "running" or "waiting"."""
     lines = lines_of(folder)
-    if len(lines) < len(asked.methods) or any(line["status"] == "running" for line in lines):
+    gone = any(not (folder / run / runs.SUMMARY).exists() for line in lines for run in line["runs"])
+    if gone or len(lines) < len(asked.methods) or any(line["status"] == "running" for line in lines):
         return "running" if is_comparison(folder) else "waiting"
     return "failed" if any(line["status"] == "failed" for line in lines) else "done"
 

@@ -162,9 +162,9 @@ def federation(
             impute=impute,
             image_size=image_size,
         )
+    if rows is not None and not (isinstance(partition, str) and not partition.startswith("file:")):
+        raise InputError("the partition says already which rows are used: leave --rows out")
     if isinstance(partition, str):
-        if rows and partition.startswith("file:"):
-            raise InputError(f"--partition {partition} says which rows are used: leave --rows out")
         drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
         part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
         clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients

@@ -1,4 +1,4 @@
-"""A run folder told on one page: self-contained HTML, readable offline, the same bytes each time.
+"""Runs, comparisons and grids told on a page: self-contained HTML, readable offline, the same bytes each time.
 
 Imports neither torch nor anything of unalike that computes: what a run left behind is enough.
 """
@@ -38,7 +38,7 @@ def write(folder: Path, *, against: Path | None = None, page: Path | None = None
     if is_comparison(folder):
         found = read_comparison(folder)
         tables.write(folder, found)
-        _renew(page, found.name, gridtext.comparison(found))
+        _renew(page, found.about.title or found.name, gridtext.comparison(found))
         return _written(folder / "report.html", several.page(found))
     return _written(folder / "report.html", single.page(*_pair(folder, against)))
 
@@ -49,7 +49,7 @@ def sentence(folder: Path) -> str:
         found = read_grid(folder)
         return " ".join(verdicts.grid(found, matrix.reference_of(found.rows)))
     if is_comparison(folder):
-        return " ".join(several.sentences(read_comparison(folder).methods))
+        return " ".join(several.sentences(read_comparison(folder)))
     return story.verdict(*_pair(folder, None))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from . import columns, grid, markdown, matrix, verdicts
+from . import grid, markdown, matrix, verdicts
 from .markdown import text
 from .origin import origin
 from .records import Compared, Comparison, Grid, Method
@@ -22,23 +22,22 @@ def body(found: Grid) -> str:
     parts += ["The best of each regime is bold."]
     parts += ["\n".join(f"- {text(row.regime.name)}: {_told(found, row, reference)}" for row in found.rows)]
     parts += [text(verdicts.HARDEST.format(reference))] if reference else []
-    parts += [text(columns.legend([m for row in found.rows for m in row.methods]))]
     for row in found.rows:
         keys = ", ".join(f"{name} {value}" for name, value in row.regime.keys.items())
         parts += [f"## {text(row.regime.name)}", _told(found, row, reference), text(keys) and f"{text(keys)}."]
-        parts += [markdown.methods(row.methods)]
+        parts += [markdown.page(row.methods)]
     return _joined([*parts, *_origin(found)])
 
 
 def comparison(found: Comparison) -> str:
     """The same of one comparison."""
-    told = " ".join(text(sentence) for sentence in sentences(found.methods))
+    told = " ".join(text(sentence) for sentence in sentences(found))
     return _joined(["## The methods", told, markdown.page(found.methods), *_origin(found)])
 
 
 def _origin(found: Grid | Comparison) -> list[str]:
     known = [(term, value) for term, value in origin(found) if value]
-    lines = [f"- {term}: {f'`{value}`' if term == 'command' else text(value)}" for term, value in known]
+    lines = [f"- {term}: {text(value)}" for term, value in known]
     return ["## Where this comes from", "\n".join(lines)]
 
 

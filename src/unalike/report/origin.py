@@ -1,4 +1,4 @@
-"""Where the numbers of many runs come from: commits, seeds, machines, versions, command."""
+"""Where the numbers of many runs come from: commits, seeds, machines, versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ def origin(found: Grid | Comparison) -> list[tuple[str, str]]:
         ("commit", listing(list(dict.fromkeys(one.commit for one in kept if one.commit)))),
         ("machine", "; ".join(dict.fromkeys(filter(None, map(_machine, kept))))),
         ("versions", "; ".join(dict.fromkeys(filter(None, map(_versions, kept))))),
-        ("command", found.about.command or "" if isinstance(found, Grid) else ""),
     ]
 
 

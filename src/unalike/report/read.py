@@ -15,6 +15,7 @@ from unalike.errors import InputError
 
 from .records import (
     BASELINE,
+    Asked,
     Compared,
     Comparison,
     Event,
@@ -68,7 +69,8 @@ def read_run(folder: Path) -> Run:
 
 def read_comparison(folder: Path) -> Comparison:
     methods = _methods(folder)
-    return Comparison(folder.resolve().name, methods, {m.method: list(_runs(folder, m)) for m in methods})
+    about = _file(folder / "comparison.json", Asked) or Asked()
+    return Comparison(folder.resolve().name, methods, {m.method: list(_runs(folder, m)) for m in methods}, about)
 
 
 def read_grid(folder: Path) -> Grid:

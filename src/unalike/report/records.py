@@ -257,6 +257,13 @@ class Run:
         return self.summary.partition_hash or self.partition.hash
 
 
+class Asked(Record):
+    """comparison.json, as far as pages tell it. `rivals`: whom the reference is judged against; none named are all."""
+
+    title: str = ""
+    rivals: list[str] = []
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`runs` has, per method, the run folders that are there, in the order of the seeds."""
@@ -264,6 +271,7 @@ class Comparison:
     name: str
     methods: list[Method]
     runs: dict[str, list[Run]]
+    about: Asked
 
     @property
     def seeds(self) -> set[int]:
@@ -289,7 +297,6 @@ class GridFile(Record):
     title: str = "A grid of comparisons"
     regimes: list[Regime] = []
     rivals: list[str] = []
-    command: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 def page(found: Comparison) -> str:
     names = listing([m.method for m in found.methods])
-    first = {name: runs[0] for name, runs in found.runs.items() if runs}
+    first = _of_one_seed(found.runs)
     sample = next(iter(first.values()), None)
     data = f" on {sample.summary.data}" if sample and sample.summary.data else ""
-    result, *more = sentences(found.methods)
+    result, *more = sentences(found)
     role = _roles(found.methods)
     return document(
         f"{names}{data}",
@@ -42,9 +42,18 @@ def page(found: Comparison) -> str:
     )
 
 
-def sentences(methods: list[Method]) -> list[str]:
+def _of_one_seed(runs: Mapping[str, Sequence[Run]]) -> dict[str, Run]:
+    """A run of each method, of the first seed that all have: only then are the clients the same."""
+    begun = {name: {run.summary.seed: run for run in several} for name, several in runs.items() if several}
+    common = set.intersection(*map(set, begun.values())) if begun else set()
+    seed = min(common, key=lambda seed: -1 if seed is None else seed) if common else None
+    return {name: by_seed.get(seed, runs[name][0]) for name, by_seed in begun.items()}
+
+
+def sentences(found: Comparison) -> list[str]:
     """The first is the result."""
-    return verdicts.comparison(methods) if reference_name(methods) else story.comparison(methods)
+    methods = found.methods
+    return verdicts.comparison(methods, found.about.rivals) if reference_name(methods) else story.comparison(methods)
 
 
 def _roles(methods: Sequence[Method]) -> dict[str, str]:

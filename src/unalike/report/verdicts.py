@@ -16,11 +16,11 @@ HARDEST = (
 )
 
 
-def comparison(methods: Sequence[Method]) -> list[str]:
-    """At most four sentences on a comparison with a reference."""
+def comparison(methods: Sequence[Method], rivals: Sequence[str] = ()) -> list[str]:
+    """At most four sentences on a comparison with a reference, judged against `rivals` where some are named."""
     name = reference_name(methods) or ""
     reference = named(methods, name)
-    told = [verdict(methods, name)]
+    told = [verdict(methods, name, rivals)]
     if reference and not reference.failed:
         others = [m for m in ranked(methods) if m is not reference]
         told += [_tally(reference, others), _alone(reference, others)]
