@@ -102,7 +102,6 @@ def test_lambda_takes_gradient_steps_on_the_rows_held_out_alone(method: FedAPEN,
     assert abs(lam - 0.5) > 1e-3
     update = two.client_update(it)
     assert float(update.state["lam"]) == pytest.approx(lam, abs=1e-5)
-    assert float(update.state["lam"]) == pytest.approx(lam, abs=1e-5)
 
 
 def test_lambda_stays_in_the_unit_interval(method: FedAPEN, unlike: Federation) -> None:
