@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from unalike import cli
 from unalike.data.federation import Federation, federation
 
 KNOWN_SKIPS = (Path(__file__).parent / "known_skips.txt").read_text().splitlines()
@@ -30,6 +32,27 @@ def _one_thread() -> Iterator[None]:
 def unlike() -> Federation:
     """Six clients with five architectures on the digits."""
     return federation("digits", clients=6, partition="dirichlet:1.0", min_per_client=60, seed=3)
+
+
+@pytest.fixture(scope="session")
+def alike() -> Federation:
+    """Four clients with one architecture on the digits."""
+    return federation("digits", clients=4, partition="dirichlet:1.0", min_per_client=60, models=["cnn-5"], seed=3)
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[Any, str, str]]:
+    """`unalike` with some arguments, in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*arguments: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in arguments])
+        return (ended.value.code, *capsys.readouterr())
+
+    return called
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unalike import models, tree
+from unalike.algorithms import ALGORITHMS
 from unalike.algorithms.fedavg import FedAvg
 from unalike.algorithms.standalone import Standalone
 from unalike.check import check_algorithm
@@ -27,7 +28,7 @@ def table() -> Federation:
     return federation("wine", clients=3, models=["mlp-5(dropout=0.3)"], min_per_client=30)
 
 
-@pytest.mark.parametrize("name", ["pfedafm", "fedavg", "standalone"])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_methods_keep_the_contract(name: str) -> None:
     check_algorithm(name)
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from unalike import api, cli, config
+from comparing import contents
+from unalike import ALGORITHMS, api, cli, config
 from unalike.data.sources import SOURCES
 from unalike.errors import InputError
+from unalike.report import console
 
-Said: TypeAlias = tuple[Any, str, str]
-"""Exit code, standard output, standard error."""
-Call: TypeAlias = Callable[..., Said]
+Call: TypeAlias = Callable[..., tuple[Any, str, str]]
 SMALL = ("--data", "wine", "--clients", "3", "--models", "mlp-5", "--min-per-client", "20", "--engine", "serial")
 SMALL += ("--local-epochs", "1", "--rounds", "2")
 
@@ -36,30 +36,11 @@ class Eleven(nn.Module):
 """
 
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """`unalike` with some arguments, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def called(*arguments: object) -> Said:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(a) for a in arguments])
-        return (ended.value.code, *capsys.readouterr())
-
-    return called
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of pFedAFM on the wines, without a page."""
     keys = {"data": "wine", "clients": 3, "models": "mlp-5", "min_per_client": 20, "rounds": 1, "local_epochs": 1}
     return api.run("pfedafm", out=tmp_path_factory.mktemp("cli") / "run", engine="serial", report=False, **keys).folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file and folder below, with what is in it."""
-    found = sorted(folder.rglob("*"))
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in found if p.name != ".lock"}
 
 
 # Lists
@@ -69,7 +50,8 @@ def test_methods_as_json(call: Call) -> None:
     code, out, err = call("methods", "--json")
     rows = json.loads(out)
     assert (code, err) == (0, "")
-    assert [row["name"] for row in rows] == ["pfedafm", "fedavg", "standalone"]
+    assert [row["name"] for row in rows] == list(ALGORITHMS)
+    assert {"pfedafm", "fedavg", "standalone", "fedprox"} <= {row["name"] for row in rows}
     assert all(set(row) == {"name", "paper", "needs", "summary"} for row in rows)
     assert all(isinstance(text, str) and text for row in rows for text in row.values())
 
@@ -311,13 +293,21 @@ def test_device_cuda_where_there_is_none(call: Call, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_of_a_comparison_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = {"mean": 0.5, "std": 0.1, "worst": 0.1, "worst_decile": 0.1, "seconds": 1234.0, "status": "done"}
-    traffic = {"bytes_up": 198.5 * 2**20, "bytes_down": 198.5 * 2**20, "seeds": [0], "runs": []}
-    lines = [{"method": "standalone", "train": {"alpha_mean": 0.25}, "ci95": None, **line, **traffic}]
-    (tmp_path / "compare.json").write_text(json.dumps(lines))
-    cli._comparison(tmp_path, lines)
+def test_the_tables_of_a_comparison_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wide figures, a label that looks like markup, and a method that failed."""
+    gap = {"to": "standalone", "mean": -0.25, "ci95": 0.125, "per_seed": [-0.25, -0.25]}
+    target = {"accuracy": 0.813, "bytes": 99.5 * 2**20, "rounds": 3.5, "reached": 1, "seeds": 2}
+    line = {"mean": 0.5, "ci95": 0.125, "std": 0.1, "worst": 0.1, "worst_decile": 0.1, "beats_standalone": 0.5}
+    line |= {"bytes_up": 998.5 * 2**20, "bytes_down": 998.5 * 2**20, "flops": 1.234e13, "seconds": 12345.0}
+    line |= {"peak_memory_bytes": 998.5 * 2**20, "train": {"alpha_mean": 0.25}, "seeds": [0, 1], "status": "done"}
+    told = {"chosen": {"lr": 0.1}, "trials": 4, "difference": gap, "target": target}
+    failed = {"method": "fedprox", "mean": None, "seeds": [0, 1], "status": "failed", "reason": "round 1: no"}
+    console.show([{**line, **told, "method": "[b]alone[/x]"}, failed])
     shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
-    assert "standalone" in shown
-    assert "0.250" in shown
+    for words in ("[b]alone[/x]", "0.500 ±0.125", "-0.250 ±0.125", "99.5 MiB (1/2)", "0.250", "50 %", "12.3"):
+        assert words in shown
+    for words in ("difference to standalone", "over 2 seeds", "lr = 0.1, best on validation of 4 settings"):
+        assert words in " ".join(shown.split())
+    assert "fedprox failed: round 1: no" in shown

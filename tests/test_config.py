@@ -122,7 +122,7 @@ def test_any_value_comes_back_from_toml(seed: int, lr: float, data: str, models:
         ({"split": "nan/1/1"}, "split = 'nan/1/1' is refused"),
         ({"split": 5}, "split = 5 is refused"),
         ({"model_map": "x=cnn-1"}, "model_map"),
-        ({"method": "fedprox"}, "unknown method 'fedprox': it is none of pfedafm, fedavg, standalone"),
+        ({"method": "fedprocs"}, "unknown method 'fedprocs': it is none of pfedafm, fedavg, standalone"),
         ({"method": 3}, "method = 3 is no name"),
         ({"method": "nowhere.py:X"}, "there is no file"),
         ({"method": "json:loads"}, "json:loads is not a subclass of unalike.Algorithm"),
@@ -166,10 +166,14 @@ def test_relative_paths_of_an_experiment_count_from_its_folder(tmp_path: Path, m
     folder.mkdir()
     for name in ("rows.csv", "digits"):
         (folder / name).write_text("a,label\n1,2\n")
-    (folder / "e.toml").write_text('data = "rows.csv"\nrounds = 2\n')
+    (folder / "e.toml").write_text(
+        'data = "rows.csv"\nrounds = 2\nmodels = "n.py:f(a=1, b=2),mlp-5"\nmodel_map = "0=n.py:g"'
+    )
     (folder / "named.toml").write_text('data = "digits"\n')
     monkeypatch.chdir(tmp_path)
     assert read_toml(Path("here/e.toml"))["data"] == "here/rows.csv"
+    assert read_toml(Path("here/e.toml"))["models"] == [f"{folder}/n.py:f(a=1, b=2)", "mlp-5"]
+    assert read_toml(Path("here/e.toml"))["model_map"] == {"0": f"{folder}/n.py:g"}
     assert read_toml(Path("here/named.toml"))["data"] == "digits"
     assert from_toml(Path("here/e.toml"), {"rounds": "7"}).parameters["rounds"] == 7
 

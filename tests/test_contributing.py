@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import unalike
-
-ROOT = Path(__file__).parents[1]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+from pages import blocks, run_in
 
 
 @pytest.fixture
@@ -33,10 +25,7 @@ def test_the_algorithm_has_about_40_lines(method: Path) -> None:
 def test_the_algorithm_runs_by_the_command_given(method: Path, tmp_path: Path) -> None:
     command = blocks("CONTRIBUTING.md", "bash")[0].splitlines()[0]
     assert command.startswith("unalike run my_method.py:SharedExtractor")
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    run_in(tmp_path, "-m", *command.split())
     assert (tmp_path / "runs" / "sharedextractor" / "summary.json").exists()
 
 
@@ -45,14 +34,7 @@ def test_the_algorithm_keeps_the_contract(method: Path) -> None:
 
 
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", blocks("README.md", "python")[0]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    run_in(tmp_path, "-c", blocks("README.md", "python")[0])
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
 
 

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from unalike import tree
-from unalike.local import SGD, Step, batches, sgd, train
+from unalike.local import (
+    SGD,
+    LocalTraining,
+    Step,
+    batches,
+    means_by_label,
+    rows_by_label,
+    sgd,
+    squared_distance,
+    train,
+    trainable,
+)
 from unalike.rng import Key
 from unalike.tasks import Classification
 
@@ -148,3 +159,43 @@ def test_scores_are_exact_over_uneven_batches() -> None:
     assert found["balanced_accuracy"] == pytest.approx(5 / 9)
     hit, miss = math.log(1 + 3 * math.exp(-10)), 10 + math.log(1 + 3 * math.exp(-10))
     assert found["loss"] == pytest.approx((3 * hit + 2 * miss) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 512])
+def test_means_by_label_are_exact_over_uneven_batches_and_leave_out_absent_labels(size: int) -> None:
+    """Label 0: (1 + 2 + 6) / 3 = 3, label 2: (4 + 10) / 2 = 7, and twice as much in the second column."""
+    data = {"x": torch.tensor([[1.0], [4.0], [2.0], [10.0], [6.0]]), "y": torch.tensor([0, 2, 0, 2, 0])}
+    found = means_by_label(lambda x: torch.cat([x, 2 * x], 1), data, 4, size)
+    assert {label: mean.tolist() for label, mean in found.items()} == {"0": [3.0, 6.0], "2": [7.0, 14.0]}
+    assert not tree.shares_storage({"0": found["0"]}, {"2": found["2"]})
+
+
+def test_rows_by_label_fill_in_what_is_missing() -> None:
+    named = {"10": torch.tensor([5.0]), "2": torch.tensor([3.0])}
+    assert rows_by_label(named, 11, torch.tensor([-1.0])).flatten().tolist() == [
+        -1,
+        -1,
+        3,
+        -1,
+        -1,
+        -1,
+        -1,
+        -1,
+        -1,
+        -1,
+        5,
+    ]
+
+
+def test_visits_are_e_epochs_unless_told_otherwise() -> None:
+    training = LocalTraining(local_epochs=3, batch_size=4)
+    assert [len(list(training.visits(DATA, Key.root(0), epochs))) for epochs in (None, 0, 1, 5)] == [6, 6, 2, 10]
+
+
+def test_the_squared_distance_of_weights_leaves_out_buffers() -> None:
+    """(1 − 3)² + (5 − 4)² + (0 − 2)² = 9, without the running mean and the counter."""
+    a = {"x": {"w": torch.tensor([1.0, 5.0]), "~mean": torch.tensor([7.0])}, "b": torch.tensor([0.0])}
+    b = {"x": {"w": torch.tensor([3.0, 4.0]), "~mean": torch.tensor([1.0])}, "b": torch.tensor([2.0])}
+    counters = {"n": torch.tensor(3)}
+    assert squared_distance({**a, **counters}, {**b, **counters}).item() == 9.0
+    assert list(trainable({**a, **counters})) == ["b", "x/w"]

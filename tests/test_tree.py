@@ -50,6 +50,18 @@ def test_hash_sees_name_dtype_shape_and_value() -> None:
     assert tree.sha256(base) == tree.sha256({"a": torch.zeros(8)[::2]})
 
 
+def test_leaves_of_several_trees_are_mapped_by_name_and_those_of_the_first_decide() -> None:
+    a, b = {"x": {"w": torch.tensor([1.0])}}, {"x": {"other": torch.tensor([9.0]), "w": torch.tensor([2.0])}}
+    found = tree.map_leaves(lambda a, b, c: a + 10 * b + 100 * c, a, b, a)
+    assert tree.equal(found, {"x": {"w": torch.tensor([121.0])}})
+
+
+def test_merged_trees_have_the_leaves_of_both_and_the_second_one_wins() -> None:
+    one, two, three = (torch.tensor([v]) for v in (1.0, 2.0, 3.0))
+    found = tree.merge({"x": {"a": one, "b": one}}, {"x": {"b": two}, "y": {"c": three}})
+    assert tree.equal(found, {"x": {"a": one, "b": two}, "y": {"c": three}})
+
+
 def test_weighted_mean_by_hand() -> None:
     found = tree.weighted_mean([{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([4.0, 2.0])}], [1, 2])
     assert found["w"].tolist() == [3.0, pytest.approx(4 / 3)]

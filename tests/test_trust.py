@@ -193,33 +193,6 @@ def test_a_pool_is_sound_after_a_run_that_failed(table: Federation, tmp_path: Pa
         assert (tmp_path / "b" / "summary.json").exists()
 
 
-def test_an_interrupted_comparison_is_continued_where_it_was(table: Federation, tmp_path: Path) -> None:
-    keys = {"data": "wine", "clients": 2, "models": ["mlp-5"], "rounds": 2, "engine": "serial"}
-    prepared = {name: api.prepare(name, **keys) for name in ("standalone", "fedavg")}
-    seen: list[str] = []
-
-    def stop(event: Any) -> None:
-        if event["event"] == "round" and seen.count("fedavg") == 1:
-            raise KeyboardInterrupt
-
-    def listeners(one: runs.Prepared) -> list[Any]:
-        seen.append(one.experiment.method)
-        return [stop]
-
-    with pytest.raises(KeyboardInterrupt):
-        api.compare(prepared, out=tmp_path / "c", listeners_of=listeners)
-    begun = (tmp_path / "c" / "standalone" / "events.jsonl").read_bytes()
-    main_exits(["resume", str(tmp_path / "c"), "--quiet"], 0)
-    assert (tmp_path / "c" / "standalone" / "events.jsonl").read_bytes() == begun
-    whole = api.compare(prepared, out=tmp_path / "d", report=False)
-    continued = json.loads((tmp_path / "c" / "compare.json").read_text())
-    assert [(line["method"], line["mean"]) for line in continued] == [(line["method"], line["mean"]) for line in whole]
-    assert (tmp_path / "c" / "report.html").exists()
-    with pytest.raises(InputError, match="exists already: choose another --out, or continue it"):
-        api.compare(prepared, out=tmp_path / "c")
-    main_exits(["resume", str(tmp_path / "c")], 2)
-
-
 def test_the_preset_of_the_paper_is_the_papers() -> None:
     found = unalike.prepare("pfedafm", data="wine", clients=2, preset="paper", rounds=3).experiment.parameters
     assert (found["lr"], found["local_epochs"], found["batch_size"], found["alpha0"]) == (0.01, 10, 512, 1.0)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import algorithms, data, local, models, tree
     from .algorithms import ALGORITHMS
-    from .api import Result, compare, prepare, resume, run
+    from .api import Result, prepare, resume, run
     from .check import check_algorithm
+    from .comparison import compare
     from .data.federation import Federation, federation
     from .errors import InputError, RunError, UnalikeError
     from .personal import PersonalModel, load
@@ -34,7 +35,7 @@ _HOMES = {
     "UnalikeError": "errors",
     "Update": "protocol",
     "check_algorithm": "check",
-    "compare": "api",
+    "compare": "comparison",
     "federation": "data.federation",
     "load": "personal",
     "prepare": "api",

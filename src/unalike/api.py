@@ -1,4 +1,4 @@
-"""The Python interface: `run`, `resume`, `compare`, and the results they return."""
+"""The Python interface: `run`, `resume`, and the results they return."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import config, runs, summary
+from . import config, runs
 from .algorithms import ALGORITHMS, find
 from .config import Experiment
 from .data.federation import Federation
 from .engines import loop
 from .engines.processes import Processes
 from .engines.serial import Serial
-from .errors import InputError, RunError, UnalikeError
-from .files import write_json
+from .errors import InputError, RunError
 from .protocol import Algorithm
 from .runs import Prepared
 from .telemetry import events
@@ -27,10 +26,6 @@ from .telemetry.events import Listener
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-COMPARISON = "comparison.json"
-"""The experiments of a comparison, written before the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -157,79 +152,21 @@ def prepare(
     return runs.prepare(experiment, federation)
 
 
-def compare(
-    prepared: Mapping[str, Prepared],
-    *,
-    out: str | Path,
-    listeners_of: Callable[[Prepared], Sequence[Listener]] = lambda one: (),
-    report: bool = True,
-) -> list[dict[str, Any]]:
-    """Run several methods, each into a folder of its own below `out`, and write compare.json.
-
-    A method that fails is a line with its reason; the others go on. Workers are shared by all runs.
-
-    Raises:
-        InputError: `out` exists and is not empty.
-    """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / COMPARISON, {name: config.flat(one.experiment) for name, one in prepared.items()})
-    return _compare(prepared, folder, listeners_of, report)
-
-
-def resume_comparison(
-    folder: str | Path, listeners_of: Callable[[Prepared], Sequence[Listener]] = lambda one: ()
-) -> list[dict[str, Any]]:
-    """Continue an interrupted comparison: what is finished is kept, what was begun is resumed, the rest is run."""
-    folder = Path(folder)
-    try:
-        asked = json.loads((folder / COMPARISON).read_text())
-    except ValueError as error:
-        raise InputError(f"{folder / COMPARISON} is damaged: {error}") from None
-    if all((folder / name / runs.SUMMARY).exists() for name in asked) and (folder / "report.html").exists():
-        raise InputError(f"{folder} is finished: there is nothing to resume")
-    return _compare({name: prepare(config.resolve(keys)) for name, keys in asked.items()}, folder, listeners_of, True)
-
-
-def is_comparison(folder: Path) -> bool:
-    """Whether a comparison was started in `folder`."""
-    return (folder / COMPARISON).is_file()
-
-
-def _compare(
-    prepared: Mapping[str, Prepared],
+def start_or_resume(
     folder: Path,
-    listeners_of: Callable[[Prepared], Sequence[Listener]],
-    report: bool,
-) -> list[dict[str, Any]]:
-    lines = []
-    with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(make_engine(next(iter(prepared.values())).experiment))
-        for name, one in prepared.items():
-            try:
-                result = _start_or_resume(folder / name, one, engine, listeners_of(one))
-                line = summary.over_seeds(name, [result.summary])
-            except UnalikeError as error:
-                line = summary.over_seeds(name, [], str(error))
-            lines.append(line | {"seeds": [one.experiment.seed], "runs": [name]})
-            write_json(folder / "compare.json", lines)
-    if report:
-        from .report import write
+    one: Prepared,
+    engine: loop.Engine,
+    listeners: Sequence[Listener] = (),
+    federation: Federation | None = None,
+) -> Result:
+    """Bring a run to its end, from wherever it stands; without a page.
 
-        for name in prepared:
-            if (folder / name / runs.SUMMARY).exists():
-                write(folder / name)
-        write(folder)
-    return lines
-
-
-def _start_or_resume(folder: Path, one: Prepared, engine: loop.Engine, listeners: Sequence[Listener]) -> Result:
+    `federation` is the one made by hand, where the run has such a one.
+    """
     if (folder / runs.SUMMARY).exists():
         return Result(folder)
     if (folder / runs.EXPERIMENT).exists():
-        one = runs.reopen(folder, one.federation)
+        one = runs.reopen(folder, federation)
     else:
         shutil.rmtree(folder, ignore_errors=True)  # what is there was left by a start that did not get to its end
         runs.create(folder, one)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .errors import RunError
 from .protocol import Arrival
 from .tree import require_same_names_and_shapes, weighted_mean
@@ -21,3 +24,17 @@ def average(arrivals: Sequence[Arrival[Any]], branch: str) -> dict[str, Any]:
     if not sum(arrival.weight for arrival in arrivals) > 0:
         raise RunError(f"clients {', '.join(str(a.info.id) for a in arrivals)} sent no positive weight to average by")
     return weighted_mean([arrival.up[branch] for arrival in arrivals], [arrival.weight for arrival in arrivals])
+
+
+def gather(arrivals: Sequence[Arrival[Any]], branch: str) -> dict[str, Tensor]:
+    """Leaves that only some clients send: each name to what was sent under it (m, ...), in the order of the arrivals.
+
+    Raises:
+        RunError: names the client whose leaf differs in shape or dtype from the first one of that name.
+    """
+    sent: dict[str, list[Tensor]] = {}
+    for arrival in arrivals:
+        for name, leaf in arrival.up.get(branch, {}).items():
+            sent.setdefault(name, []).append(leaf)
+            require_same_names_and_shapes({name: leaf}, {name: sent[name][0]}, f"client {arrival.info.id}")
+    return {name: torch.stack(leaves) for name, leaves in sent.items()}

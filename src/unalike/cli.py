@@ -73,24 +73,22 @@ def _shown(default: Any) -> str:
     return "/".join(f"{100 * share:.0f}" for share in default) if isinstance(default, tuple) else str(default)
 
 
-def _words(ctx: click.Context) -> tuple[str | None, dict[str, Any]]:
+def _words(ctx: click.Context) -> tuple[list[str], dict[str, Any]]:
     """What is to be run, and its keys: general ones from click, the method's own from what click left over."""
-    method, keys = None, dict(ctx.meta.get(KEYS, {}))
+    words, keys = [], dict(ctx.meta.get(KEYS, {}))
     left = list(ctx.args)
     while left:
         word = left.pop(0)
         if not word.startswith("-"):
-            if method is not None:
-                raise InputError(f"unexpected argument {word!r} after {method}: options are --name value")
-            method = word
+            words.append(word)
             continue
         name, equals, value = word.lstrip("-").partition("=")
         if not equals:
             if not left or left[0].startswith("--"):
                 raise InputError(f"{word} needs a value: {word} VALUE")
             value = left.pop(0)
-        keys[name.replace("-", "_")] = value
-    return method, keys
+        keys[name.replace("-", "_") if "." not in name else name] = value
+    return words, keys
 
 
 @app.command(cls=ExperimentCommand, options_metavar="[EXPERIMENT.toml | METHOD | file.py:Class] [OPTIONS]")
@@ -106,9 +104,12 @@ def run(
     """
     from . import api, config
 
-    method, keys = _words(ctx)
-    if method is None:
+    words, keys = _words(ctx)
+    if not words:
         return _demonstration(keys, out, quiet, as_json)
+    method, *more = words
+    if more:
+        raise InputError(f"unexpected argument {more[0]!r} after {method}: options are --name value")
     is_file = method.endswith(".toml")
     asked = config.from_toml(Path(method), keys) if is_file else config.resolve({**keys, "method": method})
     prepared = api.prepare(asked)
@@ -117,46 +118,69 @@ def run(
 
 
 def _demonstration(keys: Mapping[str, Any], out: Path | None, quiet: bool, as_json: bool) -> None:
-    from . import api, config, demo
+    from . import api, comparison, demo
 
-    prepared = {
-        name: api.prepare(config.resolve({**demo.COMMON, **own, **keys, "method": name}))
-        for name, own in demo.METHODS.items()
-    }
+    methods = {name: {k: keys.get(k, v) for k, v in own.items()} for name, own in demo.METHODS.items()}
+    asked = comparison.compose(methods, {**demo.COMMON, "reference": "pfedafm", **_one_seed(keys)})
     folder = out or api.free_folder("demo")
-    lines = api.compare(prepared, out=folder, listeners_of=lambda one: _listeners(one.experiment, quiet))
-    _compared(folder, lines, quiet, as_json)
+    _compared(folder, comparison.start(asked, folder, listeners_of=_announced(quiet)), quiet, as_json)
+
+
+def _one_seed(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's keys as a comparison of one seed takes them."""
+    return {"seeds": str(keys.get("seed", 0)), **{key: value for key, value in keys.items() if key != "seed"}}
+
+
+def _announced(quiet: bool) -> Any:
+    from .telemetry.progress import listeners
+
+    return lambda title, prepared: listeners(title, prepared.experiment.parameters["rounds"], quiet)
+
+
+@app.command(cls=ExperimentCommand, options_metavar="METHOD... | COMPARISON.toml [OPTIONS]")
+def compare(
+    ctx: typer.Context,
+    seeds: Annotated[str, typer.Option("--seeds", help="one run of each method for each", metavar="0,1,2")] = "",
+    reference: Annotated[str, typer.Option("--reference", help="what differences are to [the first method]")] = "",
+    target: Annotated[str, typer.Option("--target", help="validation accuracy that bytes are counted until")] = "",
+    tune: Annotated[str, typer.Option("--tune", help='tried on validation, "lr=0.03|0.1,mu=0.01..1"')] = "",
+    trials: Annotated[str, typer.Option("--trials", help="settings tried, equally many for each method")] = "",
+    light: Annotated[bool, typer.Option("--light", help="keep no models: tables and curves only")] = False,
+    out: Out = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on the same clients: chosen on validation, reported on test, over seeds.
+
+    Parameters of the methods are options too: --lr for all that have it, --fedprox.mu for one.
+    """
+    from . import api, comparison
+
+    words, keys = _words(ctx)
+    asked_for = {"seeds": seeds, "reference": reference, "target": target, "tune": tune, "trials": trials}
+    default = click.core.ParameterSource.DEFAULT
+    keys |= {name: value for name, value in asked_for.items() if ctx.get_parameter_source(name) is not default}
+    keys |= {"light": True} if light else {}
+    if len(words) == 1 and words[0].endswith(".toml"):
+        asked = comparison.from_toml(Path(words[0]), keys)
+    else:
+        asked = comparison.compose(words, keys)
+    folder = out or api.free_folder("compare")
+    _compared(folder, comparison.start(asked, folder, listeners_of=_announced(quiet)), quiet, as_json)
 
 
 def _compared(folder: Path, lines: Sequence[Mapping[str, Any]], quiet: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(lines))
     elif not quiet:
-        _comparison(folder, lines)
+        from .report import console, sentence
+
+        for regime in dict.fromkeys(line.get("regime", "") for line in lines):
+            console.show([line for line in lines if line.get("regime", "") == regime], regime)
+        print(sentence(folder))
+        print(f"report: {folder / 'report.html'}")
     if any(line["status"] == "failed" for line in lines):
         raise typer.Exit(1)
-
-
-def _comparison(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    from .report import sentence
-    from .telemetry.progress import human_bytes
-
-    title = "test accuracy over clients, at the round chosen on validation"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-    for heading in ("method", "mean", "std", "worst", "decile", "alpha", "sent", "received", "seconds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for line in lines:
-        if line["mean"] is None:
-            table.add_row(line["method"], f"failed: {line['reason']}")
-            continue
-        scores = [f"{line[k]:.3f}" for k in ("mean", "std", "worst", "worst_decile")]
-        traffic = [human_bytes(line[k]) for k in ("bytes_up", "bytes_down")]
-        alpha = f"{line['train']['alpha_mean']:.3f}" if "alpha_mean" in line["train"] else ""
-        table.add_row(line["method"], *scores, alpha, *traffic, f"{line['seconds']:.0f}")
-    console = Console()
-    console.print(table)
-    console.print(sentence(folder), soft_wrap=True, highlight=False, markup=False)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _listeners(experiment: Experiment, quiet: bool) -> tuple[Any, ...]:
@@ -177,12 +201,11 @@ def _tell(result: Any, quiet: bool, as_json: bool) -> None:
 
 @app.command()
 def resume(folder: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Continue an interrupted run or demonstration; it ends in the same bits as an undisturbed one."""
-    from . import api, runs
+    """Continue an interrupted run or comparison; it ends in the same bits as an undisturbed one."""
+    from . import api, comparison, runs
 
-    if api.is_comparison(folder):
-        lines = api.resume_comparison(folder, lambda one: _listeners(one.experiment, quiet))
-        return _compared(folder, lines, quiet, as_json)
+    if comparison.is_comparison(folder):
+        return _compared(folder, comparison.resume(folder, listeners_of=_announced(quiet)), quiet, as_json)
     _tell(api.resume(folder, listeners=_listeners(runs.open_run(folder), quiet)), quiet, as_json)
     return None
 
@@ -194,11 +217,15 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option("--against", help="a standalone run with the same partition"),
     ] = None,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--page", help="Markdown page whose part from the first ## on a comparison or a grid writes anew"),
+    ] = None,
 ) -> None:
-    """Write report.html: one page that opens offline."""
+    """Write report.html, one page that opens offline, and a comparison's tables."""
     from .report import write
 
-    print(write(folder, against=against))
+    print(write(folder, against=against, page=page))
 
 
 @app.command()

@@ -37,6 +37,7 @@ class Experiment(BaseModel):
     site_column: str | None = Field(None, description="column that names each row's site")
     impute: Literal["mean", "median", "zero"] | None = Field(None, description="how missing values are filled")
     image_size: int | None = Field(None, ge=4, le=1024, description="side in pixels of a folder's images")
+    rows: int | None = Field(None, ge=2, description="draw so many rows, beside an official test set [all]")
 
     clients: int | None = Field(None, ge=1, description="number of clients [10]")
     partition: str = Field(
@@ -78,10 +79,7 @@ class Experiment(BaseModel):
     @field_validator("model_map", mode="before")
     @classmethod
     def _read_map(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = [part.partition("=") for part in split_outside_brackets(value)]
-        return {client.strip(): model.strip() for client, _, model in pairs}
+        return read_pairs(value) if isinstance(value, str) else value
 
 
 GENERAL = tuple(name for name in Experiment.model_fields if name != "parameters")
@@ -97,6 +95,12 @@ def split_outside_brackets(text: str) -> list[str]:
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
+
+
+def read_pairs(text: str) -> dict[str, str]:
+    """Client to model of "0=cnn-1,3=cnn-5"."""
+    pairs = [part.partition("=") for part in split_outside_brackets(text)]
+    return {client.strip(): model.strip() for client, _, model in pairs}
 
 
 def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
@@ -205,20 +209,30 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is a folder, not an experiment file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
+    return located(keys, path.parent)
+
+
+def located(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The keys with relative paths counted from `folder`."""
+    found = dict(keys)
     for key in ("data", "data_path"):
-        beside = path.parent / str(keys.get(key, ""))
-        if key in keys and keys[key] not in SOURCES and beside.exists():
-            keys[key] = str(beside)
-    if str(keys.get("partition", "")).startswith("file:"):
-        keys["partition"] = f"file:{path.parent / keys['partition'].removeprefix('file:')}"
+        beside = folder / str(found.get(key, ""))
+        if key in found and str(found[key]) not in SOURCES and beside.exists():
+            found[key] = str(beside)
+    if str(found.get("partition", "")).startswith("file:"):
+        found["partition"] = f"file:{folder / found['partition'].removeprefix('file:')}"
     for key in ("method", "shared_model"):
-        if isinstance(keys.get(key), str):
-            keys[key] = absolute(keys[key], path.parent)
-    if isinstance(keys.get("models"), list):
-        keys["models"] = [absolute(str(name), path.parent) for name in keys["models"]]
-    if isinstance(keys.get("model_map"), dict):
-        keys["model_map"] = {client: absolute(str(name), path.parent) for client, name in keys["model_map"].items()}
-    return keys
+        if isinstance(found.get(key), str):
+            found[key] = absolute(found[key], folder)
+    if isinstance(found.get("models"), str):
+        found["models"] = split_outside_brackets(found["models"])
+    if isinstance(found.get("models"), list):
+        found["models"] = [absolute(str(name), folder) for name in found["models"]]
+    if isinstance(found.get("model_map"), str):
+        found["model_map"] = read_pairs(found["model_map"])
+    if isinstance(found.get("model_map"), dict):
+        found["model_map"] = {client: absolute(str(name), folder) for client, name in found["model_map"].items()}
+    return found
 
 
 def from_toml(path: Path, overrides: Mapping[str, Any] | None = None) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import tree
 from .protocol import Algorithm, Batch, Count, NonNegative, Positive, Ready, Share
@@ -87,9 +89,9 @@ class LocalTraining:
         """SGD as these say, with another step size where one is given."""
         return SGD(lr or self.lr, self.momentum, self.weight_decay, self.clip)
 
-    def visits(self, data: Batch, key: Key) -> Iterator[Batch]:
-        """E epochs of batches."""
-        return batches(data, self.batch_size, self.local_epochs, key)
+    def visits(self, data: Batch, key: Key, epochs: int | None = None) -> Iterator[Batch]:
+        """E epochs of batches, or another number of them where one is given."""
+        return batches(data, self.batch_size, epochs or self.local_epochs, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,17 @@ def is_trainable(name: str, leaf: Tensor) -> bool:
     return leaf.is_floating_point() and not name.rpartition("/")[2].startswith("~")
 
 
+def trainable(params: Tree) -> Flat:
+    """The weights below `params` by name, without the buffers."""
+    return {name: leaf for name, leaf in tree.flatten(params).items() if is_trainable(name, leaf)}
+
+
+def squared_distance(a: Tree, b: Tree) -> Tensor:
+    """‖a − b‖² over the weights of two trees of one architecture."""
+    others = trainable(b)
+    return torch.stack([(leaf - others[name]).square().sum() for name, leaf in trainable(a).items()]).sum()
+
+
 def batches(data: Batch, size: int, epochs: int, key: Key) -> Iterator[Batch]:
     """Shuffled batches, a fresh permutation each epoch, the smaller last one included.
 
@@ -223,3 +236,20 @@ def evaluate(algorithm: Algorithm[Any, Any, Any], ready: Ready, data: Batch, siz
         for name, part in algorithm.task.tally(algorithm.predict(ready, batch), batch).items():
             tallies[name] = tallies[name] + part if name in tallies else part
     return algorithm.task.scores(tallies)
+
+
+@torch.no_grad()
+def means_by_label(
+    function: Callable[[Tensor], Tensor], data: Batch, classes: int, size: int = 512
+) -> dict[str, Tensor]:
+    """The exact mean of `function(x)` (B, d) over all rows of each label: label to (d,), for the labels that occur."""
+    y = data["y"].cpu()
+    marks, rows = F.one_hot(y, classes).double(), torch.bincount(y, minlength=classes)
+    parts = zip(torch.split(marks, size), torch.split(data["x"], size), strict=True)
+    sums = functools.reduce(torch.add, (mark.T @ function(x).cpu().double() for mark, x in parts))
+    return {str(c): (sums[c] / rows[c]).float() for c in rows.nonzero().flatten().tolist()}
+
+
+def rows_by_label(named: Mapping[str, Tensor], classes: int, missing: Tensor) -> Tensor:
+    """(classes, ...): what is named by each label, and `missing` where nothing is."""
+    return torch.stack([named.get(str(c), missing) for c in range(classes)])

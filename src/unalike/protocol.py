@@ -111,6 +111,8 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     """Authors, short title, venue, identifier."""
     needs: ClassVar[str] = "clients of any architecture"
     """In words, what the clients must have."""
+    equal_architectures: ClassVar[bool] = False
+    """Whether clients of unlike architectures are refused, unless `shared_model` says what all of them train."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named settings (`--preset paper`); what is given beside a preset goes before it."""

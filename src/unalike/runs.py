@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,8 @@ from .protocol import Algorithm
 from .summary import summarise
 from .telemetry import events
 
+FEDERATION_KEYS = tuple(inspect.signature(federation).parameters)
+"""The keys of an experiment that say who takes part; all others are the method's and the engine's."""
 EXPERIMENT, MANIFEST, SUMMARY, EVENTS = "experiment.toml", "manifest.json", "summary.json", "events.jsonl"
 
 
@@ -67,8 +70,12 @@ class Prepared:
         )
 
 
-def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared:
+def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bool = True) -> Prepared:
     """Check everything that can be wrong before anything is written or started, and fill in what was left open.
+
+    Args:
+        given: the federation; None loads the one that the experiment's keys describe.
+        by_hand: whether `given` was made in Python; False says that it is what the experiment's keys lead to.
 
     Raises:
         InputError: data, partition, model, device or method do not fit.
@@ -76,6 +83,7 @@ def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared
     check_device(experiment.device)
     found = given or load_federation(experiment)
     kind = find(experiment.method)
+    require_alike([experiment], found)
     own = {info.tier: found.models[info.tier] for info in found.clients}
     found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
     algorithm = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
@@ -88,18 +96,41 @@ def prepare(experiment: Experiment, given: Federation | None = None) -> Prepared
         "clients": len(found.clients) if drawn else None,
         "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
         "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
-        **(_as_given(found) if given else {}),
+        **(_as_given(found) if given and by_hand else {}),
         "engine": engine,
         "workers": 1 if engine == "serial" else workers,
         "parameters": {**experiment.parameters, "shared_model": found.models[shared].name},
     }
-    return Prepared(experiment.model_copy(update=update), found, algorithm, by_hand=given is not None)
+    return Prepared(experiment.model_copy(update=update), found, algorithm, by_hand=given is not None and by_hand)
+
+
+def require_alike(experiments: Sequence[Experiment], found: Federation) -> None:
+    """Raise `InputError` naming methods and clients where methods of one architecture meet clients of several.
+
+    A method is content when `shared_model` says which architecture all clients are to train.
+    """
+    tiers = dict.fromkeys(info.tier for info in found.clients)
+    needy = [e.method for e in experiments if find(e.method).equal_architectures and not e.parameters["shared_model"]]
+    if len(tiers) < 2 or not needy:
+        return
+    who = [f"{tier} (client {first_and_more([c.id for c in found.clients if c.tier == tier])})" for tier in tiers]
+    raise InputError(
+        f"{', '.join(dict.fromkeys(needy))}: {'these methods need' if len(set(needy)) > 1 else 'this method needs'} "
+        f"equal architectures, but the clients have {', '.join(who)}: give --shared-model {next(reversed(tiers))} for "
+        f"all clients to train that one, or --models {next(reversed(tiers))}"
+    )
+
+
+def first_and_more(ids: Sequence[int]) -> str:
+    """The first four numbers of a list, and that there are more."""
+    return ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
 
 
 def _as_given(found: Federation) -> dict[str, Any]:
     """What an experiment must say of a federation made by hand, so that reopening builds the same one."""
     return {
         "data": found.source.name,
+        "rows": None,
         **found.keys,
         "partition": found.partition.scheme,
         "models": tuple(found.models[info.tier].name for info in found.clients),
@@ -110,8 +141,9 @@ def _as_given(found: Federation) -> dict[str, Any]:
 
 def load_federation(experiment: Experiment, partition: Partition | None = None) -> Federation:
     """The federation an experiment asks for, or the same data and models with a partition already drawn."""
-    keys = ("data", "data_path", "label", "site_column", "impute", "image_size", "clients", "split", "min_per_client")
-    asked = {key: getattr(experiment, key) for key in (*keys, "models", "model_map", "feature_width", "seed")}
+    asked = {key: getattr(experiment, key) for key in FEDERATION_KEYS if key != "partition"}
+    if partition:
+        asked["rows"] = None
     return federation(**asked, partition=partition or experiment.partition)
 
 
@@ -141,11 +173,10 @@ def _fill(folder: Path, prepared: Prepared) -> None:
     folder.mkdir(parents=True, exist_ok=folder.exists())  # of two runs that start at once only one makes the folder
     experiment, found = prepared.experiment, prepared.federation
     found.partition.save(folder / "partition.npz")
-    own_partition = {"partition": f"file:{folder / 'partition.npz'}"} if prepared.by_hand else {}
     write_json(folder / "partition.json", found.describe())
     write_json(folder / MANIFEST, manifest(prepared))
     text = "# The resolved experiment. Repeat it with: unalike run experiment.toml\n" + config.to_toml(
-        absolute_paths(config.flat(experiment) | own_partition)
+        absolute_paths(config.flat(experiment)) | ({"partition": "file:partition.npz"} if prepared.by_hand else {})
     )
     write_atomically(folder / EXPERIMENT, text.encode())
 
@@ -216,7 +247,7 @@ def reopen(folder: Path, given: Federation | None = None) -> Prepared:
     """
     experiment = open_run(folder)
     found = given or load_federation(experiment, Partition.load(folder / "partition.npz"))
-    prepared = prepare(experiment, found)
+    prepared = prepare(experiment, found, by_hand=given is not None)
     try:
         known = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -257,9 +288,13 @@ def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:
     return summary
 
 
+class InUseError(InputError):
+    """Another process is writing the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; `InputError` when another one is writing it."""
+    """Hold a run folder for this process; `InUseError` when another one is writing it."""
     if sys.platform == "win32":
         yield
         return
@@ -269,5 +304,5 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"{folder} is being written by another process") from None
+            raise InUseError(f"{folder} is being written by another process") from None
         yield

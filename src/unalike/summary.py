@@ -11,17 +11,25 @@ from .telemetry.events import total
 METRICS = ("accuracy", "balanced_accuracy")
 
 
-def over_clients(per_client: Mapping[str, float]) -> dict[str, Any]:
-    """Mean, population standard deviation, worst, and mean of the lowest ceil(N / 10) clients."""
+def over_clients(per_client: Mapping[str, float], rows: Mapping[str, float]) -> dict[str, Any]:
+    """A score's statistics over N clients.
+
+    Mean, mean weighted by `rows`, population standard deviation, worst and best, means of the lowest and of the highest
+    ceil(N / 10), and Jain's index of fairness (Σx)² / (N Σx²), which is 1 if all are equal.
+    """
     values = sorted(per_client.values())
-    n = len(values)
-    mean = sum(values) / n
-    lowest = values[: math.ceil(n / 10)]
+    n, total_rows = len(values), sum(rows[client] for client in per_client)
+    mean, squares = sum(values) / n, sum(v * v for v in values)
+    tenth = math.ceil(n / 10)
     return {
         "mean": mean,
+        "weighted_mean": sum(score * rows[client] for client, score in per_client.items()) / total_rows,
         "std": math.sqrt(sum((v - mean) ** 2 for v in values) / n),
         "worst": values[0],
-        "worst_decile": sum(lowest) / len(lowest),
+        "worst_decile": sum(values[:tenth]) / tenth,
+        "best": values[-1],
+        "best_decile": sum(values[-tenth:]) / tenth,
+        "jain": sum(values) ** 2 / (n * squares) if squares else 1.0,
         "per_client": dict(per_client),
     }
 
@@ -30,7 +38,8 @@ def scores_at(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]], part:
     """The client statistics of every metric on one part of the data."""
     clients = evaluation[part]
     metrics = [m for m in METRICS if all(m in scores for scores in clients.values())]
-    return {m: over_clients({client: scores[m] for client, scores in clients.items()}) for m in metrics}
+    rows = {client: scores.get("n", 1.0) for client, scores in clients.items()}
+    return {m: over_clients({client: scores[m] for client, scores in clients.items()}, rows) for m in metrics}
 
 
 def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[str, Any]:
@@ -63,24 +72,50 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
             ("mean", "ci95", "std", "worst", "worst_decile", "bytes_up", "bytes_down", "flops", "seconds")
         )
     means = [s["accuracy"]["mean"] for s in summaries]
-
-    def average(values: Iterable[float]) -> float:
-        found = list(values)
-        return sum(found) / len(found)
-
+    statistics = [k for k in summaries[0]["accuracy"] if k not in ("mean", "per_client")]
     return {
         "method": method,
         "mean": average(means),
         "ci95": half_width(means),
-        **{k: average(s["accuracy"][k] for s in summaries) for k in ("std", "worst", "worst_decile")},
+        "means": means,
+        **{k: average(s["accuracy"][k] for s in summaries) for k in statistics},
         "bytes_up": average(s["bytes"]["up"] for s in summaries),
         "bytes_down": average(s["bytes"]["down"] for s in summaries),
+        "bytes_per_round": {way: average(s["bytes"][way] / s["rounds"] for s in summaries) for way in ("up", "down")},
         "flops": None if (flops := total(s["flops"] for s in summaries)) is None else flops / len(summaries),
         **{k: average(s[k] for s in summaries) for k in ("seconds", "peak_memory_bytes")},
         "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
         "status": "failed" if reason else "done",
         **({"reason": reason} if reason else {}),
     }
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float], to: str) -> dict[str, Any] | None:
+    """Ours minus theirs, paired by the seeds both have, with the half-width of its 95 % interval; None without any."""
+    gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return {"to": to, "mean": average(gaps), "ci95": half_width(gaps), "per_seed": gaps} if gaps else None
+
+
+def share_ahead(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    """The share of clients whose score is higher with ours; both have the same clients."""
+    return average(float(score > theirs[client]) for client, score in ours.items())
+
+
+def until(events: Iterable[Mapping[str, Any]], accuracy: float) -> tuple[int, float] | None:
+    """The first round whose mean validation accuracy reaches `accuracy`, and the bytes up and down until its end."""
+    sent = 0.0
+    for event in events:
+        if event["event"] == "round":
+            sent += event["bytes_up"] + event["bytes_down"]
+            if event["metrics"].get("validation", {}).get("accuracy", -1.0) >= accuracy:
+                return event["round"], sent
+    return None
+
+
+def average(values: Iterable[float]) -> float:
+    """The mean of a few numbers."""
+    found = list(values)
+    return sum(found) / len(found)
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -90,6 +125,6 @@ def half_width(values: Sequence[float]) -> float | None:
         return None
     from scipy.stats import t
 
-    mean = sum(values) / n
+    mean = average(values)
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return float(t.ppf(0.975, n - 1)) * error

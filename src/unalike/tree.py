@@ -53,9 +53,19 @@ def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
-def map_leaves(function: Callable[[Tensor], Tensor], tree: Tree) -> dict[str, Any]:
-    """`function` of every leaf, in the same nesting."""
-    return {k: function(v) if isinstance(v, Tensor) else map_leaves(function, v) for k, v in tree.items()}
+def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> dict[str, Any]:
+    """`function` of every leaf and the leaves of that name in `others`, in the same nesting."""
+
+    def mapped(name: str, found: Any) -> Any:
+        below = (found, *(other[name] for other in others))
+        return function(*below) if isinstance(found, Tensor) else map_leaves(function, *below)
+
+    return {name: mapped(name, found) for name, found in tree.items()}
+
+
+def merge(a: Tree, b: Tree) -> dict[str, Any]:
+    """The leaves of both; those of `b` where both have one."""
+    return unflatten(flatten(a) | flatten(b))
 
 
 def clone(tree: Tree) -> dict[str, Any]:

@@ -119,6 +119,32 @@ def test_building_a_skeleton_in_a_scope_draws_nothing_from_it() -> None:
         assert torch.equal(torch.rand(1), late)
 
 
+def test_normalisation_names_the_leaves_of_batch_norm_alone(tmp_path: Path) -> None:
+    """In CNN-5 for small images 0 is the scaling, 1 and 5 are the convolutions, 2 and 6 their BatchNorm."""
+    leaves = ("2.weight", "2.bias", "~2.running_mean", "~2.running_var", "~2.num_batches_tracked")
+    expected = {f"extractor/{leaf.replace('2.', f'{layer}.')}" for leaf in leaves for layer in (2, 6)}
+    spec = Spec("cnn-5(norm=True)", (1, 8, 8), 10)
+    assert models.normalisation(spec) == expected
+    assert models.normalisation(Spec("cnn-5", (1, 8, 8), 10)) == frozenset()
+    models.logits(spec, models.initial(spec, Key.root(0)), torch.zeros(2, 1, 8, 8))
+    models.normalisation.cache_clear()
+    assert models.normalisation(spec) == expected
+
+
+def test_normalisation_in_a_users_header_and_not_other_kinds_of_it(tmp_path: Path) -> None:
+    name = own(
+        tmp_path,
+        "def net(classes):\n"
+        "    whole = nn.Module()\n"
+        "    whole.extractor = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.GroupNorm(2, 8))\n"
+        "    whole.header = nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, classes))\n"
+        "    whole.header[0].bias.requires_grad_(False)\n"
+        "    whole.forward = lambda x: whole.header(whole.extractor(x))\n"
+        "    return whole\n",
+    )
+    assert models.normalisation(Spec(name, (1, 8, 8), 3)) == {"header/0.weight", "header/~0.bias"}
+
+
 def own(tmp_path: Path, body: str) -> str:
     (tmp_path / "mine.py").write_text("import torch\nfrom torch import nn\n" + body)
     return f"{tmp_path / 'mine.py'}:net"

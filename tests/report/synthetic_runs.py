@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from unalike.report.records import Scores
+from unalike.summary import half_width
 
 TIERS = ("cnn-1", "cnn-2", "cnn-3")
 
@@ -129,6 +130,47 @@ def method(name: str, mean: float | None, ci95: float | None = None, **more: Any
         row |= {"std": 0.05, "worst": mean - 0.1, "worst_decile": mean - 0.08, "bytes_up": sent, "bytes_down": sent}
         row |= {"flops": 3.6e10, "seconds": 18.6, "peak_memory_bytes": 412_000_000}
     return row | more
+
+
+def row(name: str, means: Sequence[float], reference: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """A row of compare.json with all that it may have: seeds 0, 1, .. with these means, set against `reference`."""
+    paired = [] if reference is None else [a - b for a, b in zip(means, reference["means"], strict=True)]
+    difference = reference and {
+        "to": reference["method"],
+        "mean": fmean(paired),
+        "ci95": half_width(paired),
+        "per_seed": paired,
+    }
+    full = {
+        "seeds": list(range(len(means))),
+        "means": list(means),
+        "weighted_mean": fmean(means) + 0.004,
+        "best": 0.99,
+        "best_decile": 0.98,
+        "jain": 0.995,
+        "beats_standalone": 0.7,
+        "difference": difference,
+        "target": {"accuracy": 0.8, "bytes": 12_300_000, "rounds": 14.0, "reached": 2, "seeds": 3},
+        "bytes_per_round": {"up": 9_350_000, "down": 9_350_000},
+        "chosen": {"lr": 0.05, "momentum": 0.9},
+        "trials": 24,
+        "train": {"loss": 0.3},
+    }
+    return method(name, fmean(means), half_width(means), **(full | more))
+
+
+FAILED = method("fedmd", None, status="failed", reason="client 3 sent fc/weight (10, 64), a_b | c & d < e", seeds=[])
+
+
+def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], clients: int = 0) -> Path:
+    """compare.json, and a run a method where `clients` is given."""
+    folder.mkdir(parents=True)
+    for k, one in enumerate(rows):
+        if clients and one["mean"] is not None:
+            final = {i: min(0.99, one["mean"] + 0.01 * ((i + k) % 5 - 2)) for i in range(clients)}
+            make_run(folder / f"{one['method']}-seed0", one["method"], final, rounds=6)
+    (folder / "compare.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
 
 
 FEDERATED = {0: 0.90, 1: 0.92, 2: 0.88, 3: 0.86, 4: 0.83, 5: 0.91, 6: 0.95, 7: 0.90, 8: 0.84, 9: 0.88}

@@ -70,12 +70,13 @@ def test_page_of_a_comparison(compared: Path) -> None:
         "Each client",
         "How the data lie",
         "How much does each client rely on its own extractor? (pfedafm)",
-        "Traffic",
+        "Traffic and time",
         "Where this comes from",
     ]
     assert "<dt>seeds</dt><dd>0, 1, 2</dd>" in page
     assert "failed: client 3 ran out of memory in round 2" in page
-    assert '<td class="n">0.877 ± 0.011</td>' in page
+    assert '<td class="n"><strong>0.877 ± 0.011</strong></td>' in page
+    assert '<td class="n">0.801 ± 0.016</td>' in page
 
 
 def test_unfinished_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -84,6 +84,21 @@ class Source:
             hint = "images cannot miss pixels" if self.kind == "image" else "give --impute mean, median or zero"
             raise InputError(f"{self.name}: row {row + 1}, {place} is NaN; {hint}")
         raise InputError(f"{self.name}: row {row + 1}, {place} is infinite as float32; correct or drop it")
+
+    def sample(self, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The row numbers, ascending, of so many rows drawn at random; an official test set stays whole beside them."""
+        free = np.arange(len(self.y)) if self.test is None else np.flatnonzero(~self.test)
+        if not 2 <= rows <= len(free):
+            beside = "" if self.test is None else " beside its official test set"
+            raise InputError(f"--rows {rows} cannot be drawn: {self.name} has {len(free)} rows{beside}; give 2 to that")
+        kept = np.zeros(len(self.y), bool) if self.test is None else self.test.copy()
+        kept[rng.choice(free, rows, replace=False)] = True
+        return np.flatnonzero(kept)
+
+    def take(self, rows: NDArray[np.int64]) -> Source:
+        """A source of these rows only."""
+        per_row = {name: getattr(self, name) for name in ("x", "y", "test", "sites")}
+        return replace(self, **{name: array[rows] for name, array in per_row.items() if array is not None})
 
     @cached_property
     def fingerprint(self) -> str:

@@ -120,6 +120,7 @@ def federation(
     site_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
+    rows: int | None = None,
     clients: int | None = None,
     partition: str | Partition = "dirichlet:0.5",
     split: Sequence[float] = (0.6, 0.2, 0.2),
@@ -134,6 +135,7 @@ def federation(
     Args:
         data: a built-in name, a file, a folder (see `unalike data`), or a `Source` made by hand.
         data_path, label, site_column, impute, image_size: how to read it, see docs/data.md.
+        rows: draw so many rows of the data at random and leave out the others; an official test set stays whole.
         clients: number of clients (10); for `partition="site"` the data tells.
         partition: a scheme such as "dirichlet:0.5", or a `Partition`.
         split: shares of train, validation and test rows of each client.
@@ -141,7 +143,7 @@ def federation(
         models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
         model_map: client to model, overriding its turn.
         feature_width: pool every extractor's output to this width.
-        seed: seeds the partition.
+        seed: seeds the choice of rows and the partition.
 
     Raises:
         InputError: in one line what is wrong, where, and what would be right.
@@ -160,10 +162,14 @@ def federation(
             impute=impute,
             image_size=image_size,
         )
+    if rows is not None and not (isinstance(partition, str) and not partition.startswith("file:")):
+        raise InputError("the partition says already which rows are used: leave --rows out")
     if isinstance(partition, str):
-        key = Key.root(seed) / "partition"
+        drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
+        part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
         clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
-        partition = draw(source, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
+        divided = draw(part, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
+        partition = divided.within(drawn)
     return assemble(source, partition, models, model_map or {}, feature_width, keys)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ class Partition:
     def label_counts(self, y: Ints, classes: int) -> Ints:
         """Training rows of each of the K = `classes` classes: (clients, K)."""
         return np.stack([np.bincount(y[rows], minlength=classes) for rows in self.train])
+
+    def within(self, rows: Ints) -> Partition:
+        """The same partition, of which row i is row `rows[i]` of a larger source."""
+        train, validation, test = (tuple(rows[mine] for mine in getattr(self, part)) for part in PARTS)
+        return replace(self, train=train, validation=validation, test=test)
 
     def save(self, path: Path) -> None:
         """Write an .npz that `load` and "file:PATH" read; an older file stays whole until the new one is."""

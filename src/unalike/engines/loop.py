@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from .. import tree
 from ..data.federation import Federation
 from ..errors import RunError
@@ -17,7 +19,7 @@ from ..protocol import Algorithm, Arrival, ClientInfo, Ticket
 from ..rng import Key
 from ..telemetry.events import EventLog, Listener, total
 from .checkpoint import Checkpoints, Index
-from .site import Setup, peak_memory
+from .site import Setup, forget_peak_memory, peak_memory
 from .store import DEFAULT_BUDGET
 from .wire import Message, pack
 
@@ -80,10 +82,22 @@ def run(plan: Plan, engine: Engine) -> Index:
     shutil.rmtree(scratch, ignore_errors=True)
     loop = _Loop(plan, engine, scratch)
     try:
-        return loop.run()
+        with _threads(1):
+            return loop.run()
     finally:
         loop.log.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The sums of a matrix product depend on the number of threads: at the server they are as many as at a client."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -104,6 +118,7 @@ class _Loop:
 
     def run(self) -> Index:
         plan, algorithm = self.plan, self.plan.algorithm
+        forget_peak_memory()
         self.engine.open(self._setup(), plan.federation)
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
@@ -154,7 +169,7 @@ class _Loop:
         peak = max((replies[i.id].head["peak_memory_bytes"] for i in chosen), default=0)
         if round % self.plan.eval_every == 0 or algorithm.done(server, round):
             event |= self._evaluate(server, round, key / "evaluate", event["metrics"])
-        event["peak_memory_bytes"] = peak_memory() + (peak * self.engine.workers if self.engine.workers > 1 else 0)
+        event["peak_memory_bytes"] = peak_memory() + (0 if self.engine.name == "serial" else peak * self.engine.workers)
         event["seconds"] = time.perf_counter() - started
         self._commit(server, event)
         return server

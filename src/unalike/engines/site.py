@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
@@ -50,6 +51,7 @@ class Site:
         self.store = Store(Path(setup.store), setup.budget)
         self.init_key = Key(bytes.fromhex(setup.init_key))
         self._flops_per_row: dict[str, float | None] = {}
+        forget_peak_memory()  # of the run that this process served before
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
@@ -136,7 +138,13 @@ def _require_finite(when: str, values: Mapping[str, float]) -> None:
             raise RunError(f"{name} is {value} {when}: lower --lr, or look for outliers in its data")
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory` count from now on, where the system can: on Linux. Elsewhere it goes on from before."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
+    """Largest resident set of this process in bytes, since `forget_peak_memory` or its start."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

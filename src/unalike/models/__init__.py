@@ -36,7 +36,9 @@ __all__ = [
     "head",
     "initial",
     "logits",
+    "normalisation",
     "parameters",
+    "require_equal_headers",
     "require_equal_widths",
     "smallest",
     "supervised_loss",
@@ -157,6 +159,18 @@ def parameters(spec: Spec, part: str | None = None) -> int:
 
 
 @functools.lru_cache(maxsize=64)
+def normalisation(spec: Spec) -> frozenset[str]:
+    """The leaves of BatchNorm layers, weights and statistics: "extractor/1.weight", "extractor/~1.running_var", ..."""
+    found = set[str]()
+    for part, skeleton in _skeletons(spec).items():
+        modules = skeleton.module.named_modules()
+        layers = {name for name, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+        leaves = _zero_weights(spec)[part]
+        found |= {f"{part}/{leaf}" for leaf in leaves if leaf.removeprefix("~").rpartition(".")[0] in layers}
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=64)
 def width(spec: Spec) -> int:
     """The number of features d that the extractor emits."""
     with torch.no_grad():
@@ -183,6 +197,8 @@ def check(spec: Spec) -> None:
         except Exception as error:
             emitted = f"its extractor emits {r.shape[1]} features, which its header cannot take"
             raise InputError(f"{where}: {emitted}: {_line(error)}") from error
+    if not tree.flatten(_zero_weights(spec)["extractor"]):
+        raise InputError(f"{where} is a single layer: methods need weights below its last linear layer to work on")
     if tuple(outputs.shape) != (2, spec.classes):
         found = tuple(outputs.shape)[1:]
         raise InputError(f"{where} has {found} outputs a sample; the data has {spec.classes} classes")
@@ -194,9 +210,25 @@ def require_equal_widths(method: str, tiers: Sequence[str], models: Mapping[str,
     for tier in tiers[1:]:
         if (found := width(models[tier])) != expected:
             raise InputError(
-                f"{method} mixes features, but model {tier} emits {found} and {tiers[0]} emits {expected}: "
+                f"{method} needs one feature width, but model {tier} emits {found} and {tiers[0]} emits {expected}: "
                 f"give models of equal feature width, or pool them with --feature-width {expected}"
             )
+
+
+def require_equal_headers(method: str, tiers: Sequence[str], models: Mapping[str, Spec]) -> None:
+    """Raise `InputError` unless the headers of all `tiers` have tensors of the same names and shapes."""
+    require_equal_widths(method, tiers, models)
+    expected = _header_shapes(models[tiers[0]])
+    for tier in tiers[1:]:
+        if (found := _header_shapes(models[tier])) != expected:
+            raise InputError(
+                f"{method} averages headers, but that of model {tier} has {found} and that of {tiers[0]} {expected}: "
+                "give models whose headers are the same"
+            )
+
+
+def _header_shapes(spec: Spec) -> str:
+    return ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in _zero_weights(spec)["header"].items())
 
 
 def _line(error: Exception) -> str:

@@ -24,6 +24,16 @@ def hues(names: Sequence[str]) -> dict[str, str]:
     return {name: chosen.get(name, "c6") for name in names}
 
 
+def few(names: Sequence[str]) -> bool:
+    """Whether there is a hue for each."""
+    return len([name for name in names if name != BASELINE]) < len(HUES)
+
+
+def emphasised(names: Sequence[str], marked: Sequence[str]) -> dict[str, str]:
+    """A role per name; where the hues do not suffice, only those in `marked` have one and all others are grey."""
+    return hues(names) if few(names) else dict.fromkeys(names, "c6") | hues([n for n in marked if n in names])
+
+
 def validation(rounds: Sequence[Event]) -> tuple[Curve, Curve, Curve]:
     """Lowest, mean and highest validation accuracy of a client, by round. Metrics serve where no client is listed."""
     low, mean, high = {}, {}, {}

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .axes import MANY, Curve, by_round, end_labels, hues, name_clients, shortened, unit, validation, xy
+from .paired import ranked
 from .records import Method, Run
 from .svg import Picture, colour
 from .units import fraction, size
@@ -18,17 +19,20 @@ MARKS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚",
 """matplotlib's markers, and how the legend writes them."""
 
 
-def curves(runs: Mapping[str, Sequence[Run]]) -> Picture:
+def averaged(runs: Mapping[str, Sequence[Run]]) -> dict[str, Curve]:
+    """Mean validation accuracy per method, over its seeds and the rounds that all of them have."""
+    return {name: _average(seeds) for name, several in runs.items() if (seeds := _seeds(several))}
+
+
+def curves(runs: Mapping[str, Sequence[Run]], role: Mapping[str, str]) -> Picture:
     """Mean validation accuracy per method: thick over the seeds, thin for each seed."""
-    role = hues(list(runs))
-    seeds = {name: [validation(run.rounds)[1] for run in several] for name, several in runs.items()}
-    seeds = {name: [curve for curve in several if curve] for name, several in seeds.items()}
-    means = {name: _average(several) for name, several in seeds.items() if several}
+    means = averaged(runs)
 
     def draw(figure: Figure, wide: bool) -> None:
         axes = figure.subplots()
         for name, mean in means.items():
-            for curve in seeds[name] if len(seeds[name]) > 1 else []:
+            seeds = _seeds(runs[name])
+            for curve in seeds if len(seeds) > 1 else []:
                 axes.plot(*xy(curve), color=colour(role[name]), lw=0.7, alpha=0.45)
             axes.plot(*xy(mean), color=colour(role[name]), lw=2, marker="o" if len(mean) == 1 else "")
         unit(axes)
@@ -39,9 +43,9 @@ def curves(runs: Mapping[str, Sequence[Run]]) -> Picture:
     return Picture(f"Mean validation accuracy over rounds, by method. At the end: {last}.", draw, 290, 270)
 
 
-def clients(scores: Mapping[str, Curve]) -> Picture:
+def clients(scores: Mapping[str, Curve], role: Mapping[str, str]) -> Picture:
     """Per client one mark a method, side by side, about a line from the lowest to the highest."""
-    role, ids = hues(list(scores)), sorted({i for each in scores.values() for i in each})
+    ids = sorted({i for each in scores.values() for i in each})
     if len(ids) > MANY:
         return ordered(scores)
 
@@ -76,10 +80,9 @@ def ordered(scores: Mapping[str, Curve]) -> Picture:
     return Picture(f"Test accuracies of the clients in ascending order, for {', '.join(ranks)}.", draw)
 
 
-def intervals(methods: Sequence[Method]) -> Picture:
-    """Per method the mean with its interval, and the worst client."""
-    done = [m for m in methods if not m.failed][::-1]
-    role = hues([m.method for m in methods])
+def intervals(methods: Sequence[Method], role: Mapping[str, str]) -> Picture:
+    """Per method the mean with its interval, and the worst client, from the highest mean to the lowest."""
+    done = ranked(methods)[::-1]
 
     def draw(figure: Figure, wide: bool) -> None:
         axes = figure.subplots()
@@ -103,7 +106,7 @@ def intervals(methods: Sequence[Method]) -> Picture:
 
 def traffic(methods: Sequence[Method]) -> Picture:
     """Bytes up and down of each method, to the right and to the left of one axis."""
-    done = [m for m in methods if not m.failed][::-1]
+    done = ranked(methods)[::-1]
 
     def draw(figure: Figure, wide: bool) -> None:
         axes = figure.subplots()
@@ -120,6 +123,10 @@ def traffic(methods: Sequence[Method]) -> Picture:
 
     told = "; ".join(f"{m.method} {size(m.bytes_up)} up, {size(m.bytes_down)} down" for m in done[::-1])
     return Picture(f"Traffic of each method: {told}.", draw, 60 + 30 * len(done), 60 + 28 * len(done))
+
+
+def _seeds(several: Sequence[Run]) -> list[Curve]:
+    return [curve for run in several if (curve := validation(run.rounds)[1])]
 
 
 def _average(several: Sequence[Curve]) -> Curve:

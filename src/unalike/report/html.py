@@ -74,10 +74,11 @@ def definitions(pairs: Iterable[tuple[str, str]], kind: str = "facts") -> Html:
     return tag("dl", *kept, class_=kind) if kept else Html("")
 
 
-def table(label: str, rows: Sequence[Mapping[str, str]], words: Sequence[str] = ()) -> Html:
+def table(label: str, rows: Sequence[Mapping[str, str]], words: Sequence[str] = (), *, wide: bool = False) -> Html:
     """Rows are mappings by column; a column empty throughout is left out. The first column heads its row.
 
-    The first and those in `words` are set left, numbers right. The table scrolls in its own container.
+    The first and those in `words` are set left, numbers right. The table scrolls in its own container, which may be
+    wider than the text.
     """
     head = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
     kinds = {name: "w" if name in (head[0], *words) else "n" for name in head}
@@ -85,13 +86,17 @@ def table(label: str, rows: Sequence[Mapping[str, str]], words: Sequence[str] = 
     body = [
         tag(
             "tr",
-            tag("th", row[head[0]], scope="row", class_="w"),
-            *(tag("td", row[name], class_=kinds[name] + " long" * (len(row[name]) > 24)) for name in head[1:]),
+            tag("th", row[head[0]], scope="row", class_="w" + " long" * _is_long(row[head[0]])),
+            *(tag("td", row[name], class_=kinds[name] + " long" * _is_long(row[name])) for name in head[1:]),
         )
         for row in rows
     ]
     whole = tag("table", tag("thead", top), tag("tbody", *body))
-    return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
+    return tag("div", whole, class_="scroll" + " wide" * wide, role="region", aria_label=label, tabindex="0")
+
+
+def _is_long(cell: str) -> bool:
+    return len(re.sub("<[^>]*>", "", cell)) > 24
 
 
 def document(title: str, *children: str) -> str:

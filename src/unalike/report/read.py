@@ -13,13 +13,34 @@ from pydantic import BaseModel, ValidationError
 
 from unalike.errors import InputError
 
-from .records import BASELINE, Comparison, Event, Manifest, Method, Methods, Partition, Run, Scores, Summary, Traffic
+from .records import (
+    BASELINE,
+    Asked,
+    Compared,
+    Comparison,
+    Event,
+    Grid,
+    GridFile,
+    Manifest,
+    Method,
+    Methods,
+    Partition,
+    Regime,
+    Run,
+    Scores,
+    Summary,
+    Traffic,
+)
 
 R = TypeVar("R", bound=BaseModel)
 
 
 def is_comparison(folder: Path) -> bool:
     return (folder / "compare.json").is_file()
+
+
+def is_grid(folder: Path) -> bool:
+    return (folder / "grid.json").is_file()
 
 
 def is_run(folder: Path) -> bool:
@@ -47,9 +68,18 @@ def read_run(folder: Path) -> Run:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    listed = _file(folder / "compare.json", Methods)
-    methods = listed.root if listed else []
-    return Comparison(folder.resolve().name, methods, {m.method: list(_runs(folder, m)) for m in methods})
+    methods = _methods(folder)
+    about = _file(folder / "comparison.json", Asked) or Asked()
+    return Comparison(folder.resolve().name, methods, {m.method: list(_runs(folder, m)) for m in methods}, about)
+
+
+def read_grid(folder: Path) -> Grid:
+    """Its comparisons without their rounds; InputError where a regime that is said to be done has no compare.json."""
+    about = _file(folder / "grid.json", GridFile) or GridFile()
+    rows = [Compared(regime, _regime(folder, regime)) for regime in about.regimes]
+    places = [run / "manifest.json" for row in rows for m in row.methods for run in _places(folder, row.regime, m)]
+    manifests = (_file(place, Manifest) for place in places)
+    return Grid(folder.resolve(), about, rows, [found for found in manifests if found])
 
 
 def find_baseline(folder: Path, run: Run) -> Run | None:
@@ -71,9 +101,28 @@ def shared_clients(run: Run, other: Run) -> list[int]:
     return sorted(run.summary.accuracy.per_client.keys() & other.summary.accuracy.per_client.keys())
 
 
+def _regime(folder: Path, regime: Regime) -> list[Method]:
+    place = folder / regime.folder
+    if regime.status == "done" and not is_comparison(place):
+        raise InputError(f"{folder / 'grid.json'} says that {regime.folder} is done, but it has no compare.json")
+    return _methods(place)
+
+
+def _methods(folder: Path) -> list[Method]:
+    listed = _file(folder / "compare.json", Methods)
+    return listed.root if listed else []
+
+
 def _runs(folder: Path, method: Method) -> Iterable[Run]:
-    names = method.runs or [f"{method.method}-seed{seed}" for seed in method.seeds] + [method.method]
-    return (read_run(folder / name) for name in names if is_run(folder / name))
+    return (read_run(folder / name) for name in _names(method) if is_run(folder / name))
+
+
+def _places(folder: Path, regime: Regime, method: Method) -> Iterable[Path]:
+    return (folder / regime.folder / name for name in _names(method))
+
+
+def _names(method: Method) -> list[str]:
+    return method.runs or [f"{method.method}-seed{seed}" for seed in method.seeds] + [method.method]
 
 
 def _so_far(folder: Path, events: list[Event], rounds: list[Event], experiment: dict[str, Any]) -> Summary:

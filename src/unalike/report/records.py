@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, RootModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, RootModel, model_validator
 
 BASELINE = "standalone"
 
@@ -149,28 +150,88 @@ class Manifest(Record):
     commit: str | None = None
 
 
+class Difference(Record):
+    """A method's mean minus that of the reference `to`, paired by seed; ci95 is a half-width."""
+
+    to: str
+    mean: float | None = None
+    ci95: float | None = None
+    per_seed: list[float | None] = []
+
+
+class Target(Record):
+    """What it took until validation accuracy was `accuracy`, over those of the seeds that reached it."""
+
+    accuracy: float
+    bytes: float | None = None
+    rounds: float | None = None
+    reached: int = 0
+    seeds: int = 0
+
+
+class BytesPerRound(Record):
+    up: float | None = None
+    down: float | None = None
+
+
 class Method(Record):
-    """A row of compare.json. ci95 is the half-width of the 95 % interval over seeds."""
+    """A row of compare.json; what is null in it is as if it were missing.
+
+    ci95 is the half-width of the 95 % interval over seeds, `means` has the mean of each seed, `chosen` what tuning
+    chose in so many `trials` (None: not recorded).
+    """
 
     method: str
     mean: float | None = None
     ci95: float | None = None
+    weighted_mean: float | None = None
     std: float | None = None
     worst: float | None = None
     worst_decile: float | None = None
+    best: float | None = None
+    best_decile: float | None = None
+    jain: float | None = None
+    beats_standalone: float | None = None
+    difference: Difference | None = None
+    target: Target | None = None
     bytes_up: float | None = None
     bytes_down: float | None = None
+    bytes_per_round: BytesPerRound = BytesPerRound()
     flops: float | None = None
     seconds: float | None = None
     peak_memory_bytes: float | None = None
+    trials: int | None = None
+    chosen: dict[str, Any] = {}
+    train: dict[str, Any] = {}
     status: str = ""
     reason: str | None = None
     seeds: list[int] = []
+    means: list[float] = []
     runs: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, found: Any) -> Any:
+        return {k: v for k, v in found.items() if v is not None} if isinstance(found, Mapping) else found
 
     @property
     def failed(self) -> bool:
         return self.mean is None or self.status == "failed"
+
+    @property
+    def state(self) -> str:
+        """done, or failed with the reason"""
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+    @property
+    def traffic(self) -> float | None:
+        """Bytes up and down together."""
+        return None if self.bytes_up is None or self.bytes_down is None else self.bytes_up + self.bytes_down
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The mean of each seed; empty where it is not known which seed is whose."""
+        return dict(zip(self.seeds, self.means, strict=True)) if len(self.seeds) == len(self.means) else {}
 
 
 class Methods(RootModel[list[Method]]):
@@ -196,6 +257,13 @@ class Run:
         return self.summary.partition_hash or self.partition.hash
 
 
+class Asked(Record):
+    """comparison.json, as far as pages tell it. `rivals`: whom the reference is judged against; none named are all."""
+
+    title: str = ""
+    rivals: list[str] = []
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`runs` has, per method, the run folders that are there, in the order of the seeds."""
@@ -203,3 +271,51 @@ class Comparison:
     name: str
     methods: list[Method]
     runs: dict[str, list[Run]]
+    about: Asked
+
+    @property
+    def seeds(self) -> set[int]:
+        return {seed for m in self.methods for seed in m.seeds}
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        return [run.manifest for several in self.runs.values() for run in several]
+
+
+class Regime(Record):
+    """An entry of grid.json: a comparison in `folder`, and what sets it apart from the others."""
+
+    name: str
+    folder: str
+    keys: dict[str, Any] = {}
+    status: str = "done"
+
+
+class GridFile(Record):
+    """grid.json. `rivals`: the methods that the reference is to be judged against, all others where none is named."""
+
+    title: str = "A grid of comparisons"
+    regimes: list[Regime] = []
+    rivals: list[str] = []
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A regime with the rows of its comparison, none where it has not begun."""
+
+    regime: Regime
+    methods: list[Method]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`manifests` has those of all runs, in the order of regimes, methods and seeds."""
+
+    folder: Path
+    about: GridFile
+    rows: list[Compared]
+    manifests: list[Manifest]
+
+    @property
+    def seeds(self) -> set[int]:
+        return {seed for row in self.rows for m in row.methods for seed in m.seeds}

@@ -13,6 +13,8 @@ from .units import counted, fraction, interval, listing, points, signed
 SAME = 5e-4
 """Accuracies nearer than this print alike, and count as equal."""
 
+ONE_SEED = "With a single seed there is no interval: these differences may be chance."
+
 SAME_CLIENTS = (
     *("data", "data_path", "label", "site_column", "impute", "image_size", "clients", "partition", "split"),
     *("min_per_client", "models", "feature_width", "seed", "rounds", "fraction", "local_epochs", "batch_size"),
@@ -130,7 +132,7 @@ def comparison(methods: list[Method]) -> list[str]:
     told = (
         [f"{_best(best)}{_fairest(best, done)}."]
         if others
-        else [f"Only {best.method} finished: mean accuracy {_mean(best)}."]
+        else [f"Only {best.method} finished: mean accuracy {mean_of(best)}."]
     )
     alone = next((m for m in others if m.method == BASELINE), None)
     if best.method == BASELINE and others:
@@ -142,15 +144,15 @@ def comparison(methods: list[Method]) -> list[str]:
     if others and best.method != BASELINE and others[0] is not alone:
         told += [f"The next best: {_behind(best, others[0])}."]
     if others and any(m.ci95 is None for m in done):
-        told += ["With a single seed there is no interval: these differences may be chance."]
+        told += [ONE_SEED]
     return told + failures
 
 
 def _best(best: Method) -> str:
-    return f"{best.method} has the highest mean accuracy, {_mean(best)}"
+    return f"{best.method} has the highest mean accuracy, {mean_of(best)}"
 
 
-def _mean(method: Method) -> str:
+def mean_of(method: Method) -> str:
     seeds = f" (95 % interval over {len(method.seeds)} seeds)" if method.ci95 is not None and method.seeds else ""
     return f"{interval(method.mean, method.ci95)}{seeds}"
 

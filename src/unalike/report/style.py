@@ -44,6 +44,7 @@ dd{{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}}
 .legend{{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;margin:.2rem 0 .4rem;padding:0;font-size:.875rem}}
 .legend i{{font-style:normal;margin-right:.4em}}
 .scroll{{overflow-x:auto;margin-top:.6rem}}
+.scroll th:first-child{{position:sticky;left:0;background:var(--paper);padding-right:1rem}}
 .scroll:focus-visible{{outline:2px solid var(--link);outline-offset:2px}}
 table{{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums;min-width:100%}}
 th,td{{padding:.28rem .7rem;white-space:nowrap;text-align:left}}
@@ -51,13 +52,23 @@ th:first-child{{padding-left:0}}
 th:last-child,td:last-child{{padding-right:0}}
 .n{{text-align:right}}
 .long{{white-space:normal;min-width:14rem}}
+small{{display:block;color:var(--soft)}}
+.above,.below{{font-weight:600}}
+.above{{color:color-mix(in srgb,var(--c0) 60%,var(--ink))}}
+.below{{color:color-mix(in srgb,var(--c1) 60%,var(--ink))}}
 thead th{{color:var(--soft);font-weight:500;border-bottom:1px solid var(--ink);vertical-align:bottom}}
 tbody th{{font-weight:500}}
 tbody tr+tr>*{{border-top:1px solid var(--rule)}}
+@media (min-width:64rem){{
+div.wide{{margin-inline:calc((100% - min(100vw - 4rem,84rem))/2)}}
+.wide th,.wide td{{padding-inline:.5rem}}
+.wide table{{min-width:60rem;margin:0 auto}}
+}}
 @media (max-width:44rem){{
 main{{padding:1.6rem 1rem 3rem}}
 h1{{font-size:1.7rem}}
 .verdict{{font-size:1.15rem}}
+.long{{min-width:9rem}}
 svg.wide{{display:none}}
 svg.narrow{{display:block}}
 }}

@@ -1,0 +1,85 @@
+"""From finished cells to the lines of compare.json: over seeds, against the reference, against standalone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import summary
+from .cells import Cell, Cells
+from .spec import Comparison
+
+REACHES = 0.95
+"""The share of the reference's validation accuracy that is the target where none is given."""
+
+
+def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]], trials: int) -> list[dict[str, Any]]:
+    """A line for each method that has begun; `reported` holds its cells, a seed each, as far as they are known."""
+    summaries = {
+        label: {cell.seed: line["summary"] for cell in own if (line := cells.done(cell))}
+        for label, own in reported.items()
+    }
+    target = asked.target or _within_reach(summaries.get(asked.judged, {}))
+    alone = next((summaries[n] for n, own in asked.methods.items() if own["method"] == "standalone"), {})
+    found = []
+    for label, own in reported.items():
+        reasons = list(dict.fromkeys(filter(None, map(cells.failed, own))))
+        by_seed = summaries[label]
+        if not by_seed and not reasons:
+            continue
+        line = summary.over_seeds(label, [by_seed[s] for s in sorted(by_seed)], "; ".join(reasons))
+        if not reasons and len(by_seed) < len(asked.seeds):
+            line["status"] = "running"
+        found.append(
+            line
+            | {
+                "seeds": sorted(by_seed) or list(asked.seeds),
+                "runs": [cell.run for cell in own if cell.seed in by_seed],
+            }
+            | {"chosen": dict(own[0].chosen) if own else {}, "trials": trials}
+            | {"difference": _difference(label, summaries, asked.judged), "beats_standalone": _ahead(by_seed, alone)}
+            | {"target": _until(cells, [c for c in own if c.seed in by_seed], target)}
+        )
+    return found
+
+
+def _within_reach(by_seed: Mapping[int, Mapping[str, Any]]) -> float | None:
+    if not by_seed:
+        return None
+    return round(REACHES * summary.average(s["validation"]["accuracy"]["mean"] for s in by_seed.values()), 3)
+
+
+def _difference(
+    label: str, summaries: Mapping[str, Mapping[int, Mapping[str, Any]]], reference: str
+) -> dict[str, Any] | None:
+    if label == reference:
+        return None
+    ours, theirs = (
+        {seed: s["accuracy"]["mean"] for seed, s in summaries.get(name, {}).items()} for name in (label, reference)
+    )
+    return summary.difference(ours, theirs, reference)
+
+
+def _ahead(by_seed: Mapping[int, Mapping[str, Any]], alone: Mapping[int, Mapping[str, Any]]) -> float | None:
+    """The share of clients for whom the method beats training alone; None where that was not run."""
+    both = sorted(by_seed.keys() & alone.keys())
+    if not both or by_seed is alone:
+        return None
+    clients = ({seed: s[seed]["accuracy"]["per_client"] for seed in both} for s in (by_seed, alone))
+    ours, theirs = clients
+    return summary.average(summary.share_ahead(ours[seed], theirs[seed]) for seed in both)
+
+
+def _until(cells: Cells, own: Sequence[Cell], accuracy: float | None) -> dict[str, Any] | None:
+    """Bytes and rounds until the target, over the seeds that reached it."""
+    if accuracy is None or not own:
+        return None
+    reached = [found for cell in own if (found := summary.until(cells.events(cell), accuracy))]
+    rounds, sent = ([float(f[i]) for f in reached] for i in (0, 1))
+    return {
+        "accuracy": accuracy,
+        "bytes": summary.average(sent) if reached else None,
+        "rounds": summary.average(rounds) if reached else None,
+        "reached": len(reached),
+        "seeds": len(own),
+    }

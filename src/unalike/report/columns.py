@@ -1,0 +1,160 @@
+"""The columns of a table of methods: as a person reads them, and as a program does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .paired import reference_name
+from .records import Method, Target
+from .units import duration, flops, fraction, interval, signed, size
+
+
+def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
+    """What came of each, in words; differences in points."""
+    name = reference_name(methods)
+    all_done = all(m.state == "done" for m in methods)
+    return [
+        {
+            "method": m.method,
+            "status": "" if all_done else m.state,
+            "mean": interval(m.mean, m.ci95),
+            f"points to {name}": "reference" if m.method == name else difference(m),
+            "weighted": _optional(m.weighted_mean),
+            "std": fraction(m.std),
+            "worst": fraction(m.worst),
+            "worst decile": fraction(m.worst_decile),
+            "best decile": _optional(m.best_decile),
+            "best": _optional(m.best),
+            "Jain": _optional(m.jain),
+            "above alone": "" if m.beats_standalone is None else f"{100 * m.beats_standalone:.0f} %",
+        }
+        for m in methods
+    ]
+
+
+def costs(methods: Sequence[Method]) -> list[dict[str, str]]:
+    """What each took, in words."""
+    asked = _asked(methods)
+    return [
+        {
+            "method": m.method,
+            "up": size(m.bytes_up),
+            "down": size(m.bytes_down),
+            "up a round": "" if m.bytes_per_round.up is None else size(m.bytes_per_round.up),
+            "down a round": "" if m.bytes_per_round.down is None else size(m.bytes_per_round.down),
+            f"to reach {asked}": target(m.target),
+            "computed": flops(m.flops),
+            "time": duration(m.seconds),
+            "peak memory": "" if m.peak_memory_bytes is None else size(m.peak_memory_bytes),
+        }
+        for m in methods
+    ]
+
+
+def legend(methods: Sequence[Method]) -> str:
+    """What the columns mean."""
+    name, asked = reference_name(methods), _asked(methods)
+    told = "Mean test accuracy over clients, ± half of its 95 % interval over seeds; all else is the mean over seeds."
+    if name:
+        told += f" Points to {name}: the difference of the means, paired by seed, with its interval."
+    told += (
+        " Weighted: clients by their rows. Std, worst, best and Jain’s index are over clients; a decile is the mean "
+    )
+    told += "of a tenth of them."
+    if any(m.beats_standalone is not None for m in methods):
+        told += " Above alone: the share of clients with whom the method beats training alone."
+    if asked:
+        told += (
+            f" To reach {asked}: bytes up and down, and rounds, until validation accuracy was {asked}, in the seeds "
+        )
+        told += "that came there."
+    return told
+
+
+def by_seed(m: Method) -> str:
+    """0.851, 0.867, 0.849"""
+    return ", ".join(map(fraction, m.means))
+
+
+def difference(m: Method) -> str:
+    """In points: +2.3 ± 1.8"""
+    if m.difference is None:
+        return ""
+    half = m.difference.ci95
+    return signed(m.difference.mean) + (f" ± {half * 100:.1f}" if half is not None else "")
+
+
+def target(found: Target | None) -> str:
+    """12.3 MB, 14 rounds (2 of 3 seeds)"""
+    if found is None:
+        return ""
+    if not found.reached:
+        return "not reached"
+    rounds = "" if found.rounds is None else f", {found.rounds:.3g} rounds"
+    return f"{size(found.bytes)}{rounds} ({found.reached} of {found.seeds} seeds)"
+
+
+def chosen(m: Method) -> str:
+    """lr 0.05, momentum 0.9"""
+    return ", ".join(f"{name} {value if isinstance(value, str) else _json(value)}" for name, value in m.chosen.items())
+
+
+def _asked(methods: Sequence[Method]) -> str:
+    return next((f"{m.target.accuracy:g}" for m in methods if m.target), "")
+
+
+def _optional(value: float | None) -> str:
+    """A column that older comparisons do not have is left out, not filled with dashes."""
+    return "" if value is None else fraction(value)
+
+
+def plain(m: Method) -> dict[str, Any]:
+    """A flat record of all that is known: text, numbers and None. Lists are joined by spaces, mappings are JSON."""
+    to, until = m.difference, m.target
+    return {
+        "method": m.method,
+        "status": m.status,
+        "reason": m.reason,
+        "mean": m.mean,
+        "ci95": m.ci95,
+        "weighted_mean": m.weighted_mean,
+        "std": m.std,
+        "worst": m.worst,
+        "worst_decile": m.worst_decile,
+        "best": m.best,
+        "best_decile": m.best_decile,
+        "jain": m.jain,
+        "beats_standalone": m.beats_standalone,
+        "difference_to": to and to.to,
+        "difference": to and to.mean,
+        "difference_ci95": to and to.ci95,
+        "difference_per_seed": to and _joined(to.per_seed),
+        "target_accuracy": until and until.accuracy,
+        "target_bytes": until and until.bytes,
+        "target_rounds": until and until.rounds,
+        "target_reached": until and until.reached,
+        "target_seeds": until and until.seeds,
+        "bytes_up": m.bytes_up,
+        "bytes_down": m.bytes_down,
+        "bytes_per_round_up": m.bytes_per_round.up,
+        "bytes_per_round_down": m.bytes_per_round.down,
+        "flops": m.flops,
+        "seconds": m.seconds,
+        "peak_memory_bytes": m.peak_memory_bytes,
+        "trials": m.trials,
+        "chosen": _json(m.chosen) if m.chosen else None,
+        "train": _json(m.train) if m.train else None,
+        "seeds": _joined(m.seeds),
+        "means": _joined(m.means),
+        "runs": _joined(m.runs),
+    }
+
+
+def _joined(values: Sequence[Any]) -> str | None:
+    return " ".join("null" if v is None else str(v) for v in values) or None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,118 @@
+"""Every reported figure, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unalike.summary import difference, half_width, over_clients, over_seeds, share_ahead, until
+
+T1, T2 = 12.706205, 4.302653
+"""97.5 % quantiles of Student's distribution with one and two degrees of freedom."""
+
+
+def test_statistics_over_clients() -> None:
+    """Eleven clients at 0, 0.1, ..., 1: Σx = 5.5, Σx² = 3.85; ceil(11 / 10) = 2 lowest and highest."""
+    scores = {str(client): ((client * 7) % 11) / 10 for client in range(11)}
+    found = over_clients(scores, dict.fromkeys(scores, 3.0))
+    assert (found["mean"], found["weighted_mean"]) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found["std"] == pytest.approx(0.1**0.5)
+    assert (found["worst"], found["best"]) == (0.0, 1.0)
+    assert found["worst_decile"] == pytest.approx(0.05)
+    assert found["best_decile"] == pytest.approx(0.95)
+    assert found["jain"] == pytest.approx(5.5**2 / (11 * 3.85))
+    assert found["per_client"] == scores
+    ten = {str(client): client / 10 for client in range(1, 11)}
+    found = over_clients(ten, dict.fromkeys(ten, 1.0))
+    assert (found["worst_decile"], found["best_decile"]) == (0.1, 1.0)
+
+
+def test_the_weighted_mean_counts_rows() -> None:
+    """(10 · 0.2 + 30 · 0.6) / 40 = 0.5, where the mean is 0.4."""
+    found = over_clients({"a": 0.2, "b": 0.6}, {"a": 10, "b": 30, "somebody else": 1000})
+    assert (found["mean"], found["weighted_mean"]) == (pytest.approx(0.4), pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([0.3] * 4, 1), ([1, 0, 0, 0], 1 / 4), ([0.2, 0.6], 0.8**2 / 0.8), ([0, 0], 1)]
+)
+def test_jains_index(scores: list[float], expected: float) -> None:
+    """(Σx)² / (N Σx²): 1 if all are equal, 1 / N if one has all."""
+    named = {str(i): score for i, score in enumerate(scores)}
+    assert over_clients(named, dict.fromkeys(named, 1.0))["jain"] == pytest.approx(expected)
+
+
+def test_students_interval() -> None:
+    """Of 0 and 1: t₁ · √(0.5 / 2) = t₁ / 2; of 1, 2, 3: t₂ · 1 / √3; of one value there is none."""
+    assert half_width([0.0, 1.0]) == pytest.approx(T1 / 2, rel=1e-6)
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(T2 / 3**0.5, rel=1e-6)
+    assert half_width([0.7]) is None
+    assert half_width([0.7, 0.7, 0.7]) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_difference_is_paired_by_seed() -> None:
+    """Gaps of 0.1, 0.2, 0.3: 0.2 ± t₂ · 0.1 / √3, however far apart the seeds are; seed 9 has no partner."""
+    ours, theirs = {2: 0.6, 0: 0.1, 1: 0.9, 9: 1.0}, {0: 0.0, 1: 0.7, 2: 0.3}
+    found = difference(ours, theirs, "standalone")
+    assert found is not None
+    assert found["to"] == "standalone"
+    assert found["per_seed"] == pytest.approx([0.1, 0.2, 0.3])
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["ci95"] == pytest.approx(T2 * 0.1 / 3**0.5, rel=1e-6)
+    assert difference({0: 0.5}, {0: 0.75}, "x") == {"to": "x", "mean": -0.25, "ci95": None, "per_seed": [-0.25]}
+    assert difference({0: 0.5}, {1: 0.75}, "x") is None
+
+
+def test_a_tie_is_not_ahead() -> None:
+    assert share_ahead({"a": 0.5, "b": 0.5, "c": 0.9}, {"a": 0.4, "b": 0.5, "c": 1.0}) == pytest.approx(1 / 3)
+
+
+def test_bytes_until_the_target() -> None:
+    """Both ways, to the end of the first round that reaches it; a round that was not evaluated reaches nothing."""
+    rounds = [None, 0.5, 0.7, 0.6, 0.9]
+    events: list[dict[str, Any]] = [{"event": "start", "round": 0}]
+    events += [
+        {"event": "round", "round": i, "bytes_up": 10, "bytes_down": 100 * i}
+        | {"metrics": {} if score is None else {"validation": {"accuracy": score}}}
+        for i, score in enumerate(rounds, 1)
+    ]
+    assert until(events, 0.5) == (2, 320)
+    assert until(events, 0.7) == (3, 630)
+    assert until(events, 0.8) == (5, 1550)
+    assert until(events, 0.95) is None
+
+
+def summary(accuracy: float, up: int = 10, flops: float | None = 5.0) -> dict[str, Any]:
+    return {
+        "rounds": 2,
+        "accuracy": over_clients({"0": accuracy - 0.1, "1": accuracy + 0.1}, {"0": 1.0, "1": 1.0}),
+        "bytes": {"up": up, "down": 2 * up},
+        "flops": flops,
+        "seconds": 1.0,
+        "peak_memory_bytes": 100,
+        "train": {"loss": accuracy},
+    }
+
+
+def test_a_line_over_seeds() -> None:
+    found = over_seeds("m", [summary(0.4), summary(0.6, up=30)])
+    assert (found["method"], found["status"], "reason" in found) == ("m", "done", False)
+    assert found["means"] == pytest.approx([0.4, 0.6])
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["ci95"] == pytest.approx(T1 * 0.1, rel=1e-6)
+    assert found["worst"] == pytest.approx(0.4)
+    assert found["best_decile"] == pytest.approx(0.6)
+    assert found["std"] == pytest.approx(0.1)
+    assert (found["bytes_up"], found["bytes_down"], found["flops"]) == (20, 40, 5.0)
+    assert found["bytes_per_round"] == {"up": 10, "down": 20}
+    assert found["train"] == {"loss": pytest.approx(0.5)}
+    assert over_seeds("m", [summary(0.4), summary(0.6, flops=None)])["flops"] is None
+
+
+def test_a_line_of_a_method_that_failed() -> None:
+    """With the seeds that are there; without any, every figure is empty."""
+    part = over_seeds("m", [summary(0.4)], "client 1: out of memory")
+    assert (part["status"], part["reason"], part["mean"]) == ("failed", "client 1: out of memory", pytest.approx(0.4))
+    none = over_seeds("m", [], "no")
+    assert (none["status"], none["reason"], none["mean"], none["flops"]) == ("failed", "no", None, None)
