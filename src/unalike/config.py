@@ -123,14 +123,18 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
     general = {k: v for k, v in keys.items() if k in GENERAL}
     for key in keys:
         if key not in own and key not in general:
-            close = difflib.get_close_matches(key, [*known, *GENERAL], n=1)
-            hint = f"did you mean {close[0]}?" if close else f"{method} has {', '.join(known)}"
-            raise InputError(f"{where}unknown key {key!r}: {hint}")
+            raise unknown_key(key, [*known, *GENERAL], f"{method} has {', '.join(known)}", where)
     try:
         parameters = _parameters_model(kind)(**own).model_dump()
         return Experiment(**{**general, "method": absolute(method)}, parameters=parameters)
     except ValidationError as error:
         raise InputError(f"{where}{first_line(error)}") from None
+
+
+def unknown_key(key: str, known: Iterable[str], otherwise: str, where: str = "") -> InputError:
+    """The error that names the known key nearest to `key`, or says what there is `otherwise`."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return InputError(f"{where}unknown key {key!r}: {f'did you mean {close[0]}?' if close else otherwise}")
 
 
 def _preset(kind: type[Algorithm[Any, Any, Any]], method: str, name: Any, where: str) -> Mapping[str, Any]:

@@ -158,8 +158,7 @@ def check_device(name: str) -> None:
 
 def create(folder: Path, prepared: Prepared) -> None:
     """Make a run folder that says what will be run; an existing one is refused and left as it is."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
+    require_free(folder)
     try:
         _fill(folder, prepared)
     except FileExistsError:
@@ -167,6 +166,12 @@ def create(folder: Path, prepared: Prepared) -> None:
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from error
+
+
+def require_free(folder: Path) -> None:
+    """Raise `InputError` unless `folder` is still to be made, or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
 
 
 def _fill(folder: Path, prepared: Prepared) -> None:

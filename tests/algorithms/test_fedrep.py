@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from by_hand import EXTRACTOR, INIT, KEY, arrivals, close, constant, gradient, is_all, job, minus, outputs, prepared
+from by_hand import close, gradient, job, minus, prepared
 
-from unalike import models, tree
+from unalike import tree
 from unalike.data.federation import Federation, federation
 
 
@@ -55,35 +54,3 @@ def test_batch_norm_statistics_of_a_fixed_body_follow_the_data() -> None:
     up = method.client_update(it).up["extractor"]
     assert int(up["~2.num_batches_tracked"]) == 6
     assert tree.equal(it.down, before)
-
-
-def test_headers_start_alike_and_as_fedavgs(alike: Federation) -> None:
-    method, plain = (prepared(name, alike) for name in ("fedrep", "fedavg"))
-    whole = plain.init_server(INIT)["model"]
-    for info in alike.clients:
-        assert tree.equal({**method.init_server(INIT), **method.init_client(info, INIT)}, whole)
-
-
-def test_prediction_is_the_own_header_on_the_common_body(alike: Federation) -> None:
-    method = prepared("fedrep", alike)
-    it = job(method, alike)
-    state = method.client_update(it).state
-    other = tree.map_leaves(lambda leaf: 1.5 * leaf, it.down)
-    features = models.features(method.shared, other["extractor"], it.data["x"][:4])
-    expected = features @ state["header"]["weight"].T + state["header"]["bias"]
-    assert torch.allclose(outputs(method, it, state, other), expected, atol=1e-5)
-
-
-def test_aggregation_is_the_mean_weighted_by_samples(alike: Federation) -> None:
-    """(3 · 1 + 1 · 5) / 4 = 2, and a client is weighted by its rows."""
-    method = prepared("fedrep", alike)
-    server = method.init_server(INIT)
-    sent = arrivals(alike, (constant(server, 1.0), 3.0), (constant(server, 5.0), 1.0))
-    assert is_all(method.aggregate(server, sent, 2, KEY), 2.0)
-    assert method.client_update(job(method, alike, 1)).weight == alike.clients[1].n
-
-
-def test_the_extractor_travels_both_ways_and_the_header_never(alike: Federation) -> None:
-    method = prepared("fedrep", alike)
-    it = job(method, alike)
-    assert tree.nbytes(it.down) == tree.nbytes(method.client_update(it).up) == 4 * EXTRACTOR

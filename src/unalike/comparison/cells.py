@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from ..files import sync_folder
 from ..telemetry import events
 
 CELLS = "cells.jsonl"
+TOLD = ("event", "round", "bytes_up", "bytes_down", "metrics")
+"""What of an event the figures over a run are made of: scores of single clients may be large, and are left out."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Cells:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / CELLS} is damaged ({type(error).__name__}: {error})") from None
         self._log = events.EventLog(folder / CELLS, len(whole))
+        self._events: dict[str, Sequence[events.Event]] = {}
 
     def done(self, cell: Cell) -> Mapping[str, Any] | None:
         """The line of a finished cell; a reported one whose folder was deleted is not finished any more."""
@@ -98,9 +101,12 @@ class Cells:
         """Delete the models of a run; its events and figures stay."""
         shutil.rmtree(self.folder / cell.run / "checkpoint", ignore_errors=True)
 
-    def events(self, cell: Cell) -> Iterator[dict[str, Any]]:
-        """What happened in a finished cell, round by round."""
-        return events.read(self.folder / cell.run / runs.EVENTS)
+    def events(self, cell: Cell) -> Sequence[events.Event]:
+        """What happened in a finished cell, with traffic and metrics round by round; its file is read once."""
+        if cell.run not in self._events:
+            told = events.read(self.folder / cell.run / runs.EVENTS)
+            self._events[cell.run] = [{key: event[key] for key in TOLD if key in event} for event in told]
+        return self._events[cell.run]
 
     def close(self) -> None:
         self._log.close()
@@ -110,3 +116,4 @@ class Cells:
         line = {**head, "run": cell.run, "time": datetime.now(UTC).isoformat(timespec="seconds"), **said}
         self._log.append(line)
         self._lines[cell.run] = line
+        self._events.pop(cell.run, None)

@@ -32,10 +32,8 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
             line["status"] = "running"
         found.append(
             line
-            | {
-                "seeds": sorted(by_seed) or list(asked.seeds),
-                "runs": [cell.run for cell in own if cell.seed in by_seed],
-            }
+            | {"seeds": sorted(by_seed) or list(asked.seeds)}
+            | {"runs": [cell.run for cell in own if cell.seed in by_seed]}
             | {"chosen": dict(own[0].chosen) if own else {}, "trials": trials}
             | {"difference": _difference(label, summaries, asked.judged), "beats_standalone": _ahead(by_seed, alone)}
             | {"target": _until(cells, [c for c in own if c.seed in by_seed], target)}
@@ -65,9 +63,8 @@ def _ahead(by_seed: Mapping[int, Mapping[str, Any]], alone: Mapping[int, Mapping
     both = sorted(by_seed.keys() & alone.keys())
     if not both or by_seed is alone:
         return None
-    clients = ({seed: s[seed]["accuracy"]["per_client"] for seed in both} for s in (by_seed, alone))
-    ours, theirs = clients
-    return summary.average(summary.share_ahead(ours[seed], theirs[seed]) for seed in both)
+    clients = [[s[seed]["accuracy"]["per_client"] for s in (by_seed, alone)] for seed in both]
+    return summary.average(summary.share_ahead(ours, theirs) for ours, theirs in clients)
 
 
 def _until(cells: Cells, own: Sequence[Cell], accuracy: float | None) -> dict[str, Any] | None:

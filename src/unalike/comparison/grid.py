@@ -62,16 +62,15 @@ def start(
     report: bool = True,
 ) -> list[dict[str, Any]]:
     """Check everything, then run all of it. A grid returns the lines of all its settings, "regime" in each."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already: choose another --out, or continue it with: unalike resume {folder}")
+    runs.require_free(folder)
     asked = replace(asked, given=federation.partition.hash if federation else "")
-    check(asked, federation)
+    checked = check(asked, federation)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / ASKED, asked.to_json())
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
-    return _drive(asked, folder, federation, listeners_of, report)
+    return _drive(asked, folder, federation, listeners_of, report, checked)
 
 
 def resume(
@@ -119,26 +118,36 @@ def _settings(asked: Comparison, folder: Path) -> list[tuple[Comparison, Path]]:
     return [(asked.within(r), folder / _below(number, r.name)) for number, r in enumerate(asked.regimes, 1)]
 
 
-def check(asked: Comparison, federation: Federation | None = None) -> None:
+def check(asked: Comparison, federation: Federation | None = None) -> Setting | None:
     """Find everything that can be wrong before anything starts.
+
+    What was made of a comparison without a grid is returned: its data need not be read again.
 
     Raises:
         InputError: data, partition, models, methods or settings do not fit; clients and methods are named.
     """
     if not asked.regimes:
-        Setting(asked, federation).check()
+        setting = Setting(asked, federation)
+        setting.check()
+        return setting
     for regime in asked.regimes:
         try:
             Setting(asked.within(regime), federation).check()
         except InputError as error:
             raise InputError(f"{regime.name}: {error}") from None
+    return None
 
 
 def _drive(
-    asked: Comparison, folder: Path, federation: Federation | None, listeners_of: ListenersOf, report: bool
+    asked: Comparison,
+    folder: Path,
+    federation: Federation | None,
+    listeners_of: ListenersOf,
+    report: bool,
+    checked: Setting | None = None,
 ) -> list[dict[str, Any]]:
     if not asked.regimes:
-        return Drive(Setting(asked, federation), folder, listeners_of, report).run()
+        return Drive(checked or Setting(asked, federation), folder, listeners_of, report).run()
     settings = _settings(asked, folder)
     for number, (own, below) in enumerate(settings, 1):
         below.mkdir(exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..algorithms import find
-from ..config import GENERAL, located, parameters_of, read_toml
+from ..config import GENERAL, located, parameters_of, read_toml, unknown_key
 from ..errors import InputError
 from ..files import with_tuples
+from ..rng import Key
 from .cells import folder_name
 from .tuning import Point, field_name, points, read_axes
 
@@ -88,9 +88,7 @@ class Comparison:
             if key == "seed":
                 raise InputError("seed is one of --seeds 0,1,2 in a comparison")
             if key not in everyones:
-                close = difflib.get_close_matches(key, everyones, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"no method compared has it: {', '.join(self.methods)}"
-                raise InputError(f"unknown key {key!r}: {hint}")
+                raise unknown_key(key, everyones, f"no method compared has it: {', '.join(self.methods)}")
         for label, own in self.methods.items():
             for key in own.keys() - {"method", "preset"} - known[label].keys():
                 if key in GENERAL:
@@ -109,7 +107,7 @@ class Comparison:
         common = {key: value for key, value in self.common.items() if key in known}
         return {**common, **own, **(chosen or {})}
 
-    def points(self, key: Any) -> dict[str, list[Point]]:
+    def points(self, key: Key) -> dict[str, list[Point]]:
         """What each method is tried with."""
         kinds = {label: find(own["method"]) for label, own in self.methods.items()}
         axes = read_axes(self.tune) if self.tune else {}

@@ -86,7 +86,7 @@ def _cell(m: Method | None, best: Method | None) -> Html:
 
 def _regime(found: Grid, row: Compared, reference: str | None) -> Html:
     """Its name, its keys, how the reference stands in it, and what failed."""
-    keys = ", ".join(f"{name} {value}" for name, value in row.regime.keys.items())
+    keys = row.regime.told
     said = tag("p", tag("strong", _name(found, row)), Html("<br>"), told(row, reference, found.about.rivals))
     failed = [f"{m.method} failed{f': {m.reason}' if m.reason else ''}." for m in row.methods if m.failed]
     return Html(said + (tag("small", keys) if keys else "") + "".join(prose(sentence) for sentence in failed))

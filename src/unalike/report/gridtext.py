@@ -23,8 +23,8 @@ def body(found: Grid) -> str:
     parts += ["\n".join(f"- {text(row.regime.name)}: {_told(found, row, reference)}" for row in found.rows)]
     parts += [text(verdicts.HARDEST.format(reference))] if reference else []
     for row in found.rows:
-        keys = ", ".join(f"{name} {value}" for name, value in row.regime.keys.items())
-        parts += [f"## {text(row.regime.name)}", _told(found, row, reference), text(keys) and f"{text(keys)}."]
+        keys = text(row.regime.told)
+        parts += [f"## {text(row.regime.name)}", _told(found, row, reference), keys and f"{keys}."]
         parts += [markdown.page(row.methods)]
     return _joined([*parts, *_origin(found)])
 

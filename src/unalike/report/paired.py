@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from ..summary import half_width
+from ..summary import difference
 from .records import Method
 
 
@@ -28,10 +27,8 @@ class Gap:
 
 def gap(reference: Method, other: Method) -> Gap:
     """Over the seeds both have. Where their means are not listed, what the row itself says of its difference."""
-    ours, theirs = reference.by_seed, other.by_seed
-    paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if paired:
-        return Gap(reference.method, other.method, fmean(paired), half_width(paired), len(paired))
+    if paired := difference(reference.by_seed, other.by_seed, other.method):
+        return Gap(reference.method, other.method, paired["mean"], paired["ci95"], len(paired["per_seed"]))
     told = other.difference
     if told and told.to == reference.method and told.mean is not None:
         return Gap(reference.method, other.method, -told.mean, told.ci95, len(told.per_seed) or len(other.seeds))

@@ -290,6 +290,11 @@ class Regime(Record):
     keys: dict[str, Any] = {}
     status: str = "done"
 
+    @property
+    def told(self) -> str:
+        """partition dirichlet:0.1, clients 10"""
+        return ", ".join(f"{name} {value}" for name, value in self.keys.items())
+
 
 class GridFile(Record):
     """grid.json. `rivals`: the methods that the reference is to be judged against, all others where none is named."""

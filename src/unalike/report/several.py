@@ -80,9 +80,8 @@ def _common(found: Comparison) -> dict[str, str]:
     """What all runs were asked alike, and the seeds."""
     each = [asked(run) for runs in found.runs.values() for run in runs]
     shared = {k: v for k, v in each[0].items() if all(other.get(k) == v for other in each)} if each else {}
-    seeds = sorted({seed for m in found.methods for seed in m.seeds})
     shared.pop("seed", None)
-    return shared | {"seeds": ", ".join(map(str, seeds))}
+    return shared | {"seeds": ", ".join(map(str, sorted(found.seeds)))}
 
 
 def _differences(methods: Sequence[Method]) -> Html:
