@@ -37,6 +37,8 @@ class Index:
     """Length of events.jsonl in bytes."""
     best_round: int = 0
     best_score: float = float("-inf")
+    evaluated: int = 0
+    """The last round whose scores are known."""
 
     def state(self, client: int) -> tuple[int, str]:
         """Version and sha256 of a client's state; (0, "") for one that was never visited."""
@@ -79,6 +81,10 @@ class Checkpoints:
             self._index(round).unlink(missing_ok=True)
             self._server(round).unlink(missing_ok=True)
         remove_unreferenced(self.clients, stale, referenced)
+
+    def versions(self, client: int) -> list[int]:
+        """The versions of a client's state that kept generations refer to."""
+        return sorted({index.state(client)[0] for index in self._kept.values()} - {0})
 
     def open(self) -> Index:
         """The last committed round, after clearing away what a crash left behind; round 0 when there is none."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -37,6 +38,23 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """An engine whose sites lie elsewhere. They come and go, keep their own stores, and a message to them is costly.
+
+    So a round asks those who are there, tells each which versions of its state are still needed, and scores the
+    clients it asks when it asks them next: evaluation is part of the following round's message.
+    """
+
+    sent: int
+    """Bytes of all messages to sites so far, with their envelope."""
+    received: int
+    """Bytes of all messages from sites so far."""
+
+    def present(self, clients: Sequence[ClientInfo]) -> Sequence[ClientInfo]:
+        """Those of `clients` that can be asked now, in order, as they have described themselves."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is to be run: everything the loop needs beside the engine."""
@@ -56,20 +74,26 @@ class Plan:
 
 @dataclass(slots=True)
 class _Traffic:
-    """Bytes of tensors, and bytes with their envelope."""
+    """Bytes of tensors both ways, and bytes with their envelope."""
 
-    tensors: int = 0
-    wire: int = 0
-
-    def add(self, body: int, frame: int) -> None:
-        self.tensors += body
-        self.wire += frame
+    down: int = 0
+    up: int = 0
+    wire_down: int = 0
+    wire_up: int = 0
 
 
-@dataclass(slots=True)
-class _Reply:
-    head: Mapping[str, Any]
-    arrival: Arrival[Any]
+@dataclass(frozen=True, slots=True)
+class _Overdue:
+    """The evaluation of a committed round that goes with the next round's messages."""
+
+    round: int
+    key: Key
+    left: dict[int, ClientInfo]
+    """The clients that have not been asked yet."""
+
+    def rest(self) -> Iterator[ClientInfo]:
+        """Those whom no other message has taken along; to be asked for when all others are sent."""
+        yield from self.left.values()
 
 
 def run(plan: Plan, engine: Engine) -> Index:
@@ -109,12 +133,14 @@ class _Loop:
     checkpoints: Checkpoints = field(init=False)
     index: Index = field(init=False)
     log: EventLog = field(init=False)
+    remote: RemoteEngine | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.root = Key.root(self.plan.seed)
         self.checkpoints = Checkpoints(self.plan.folder / "checkpoint")
         self.index = self.checkpoints.open()
         self.log = EventLog(self.plan.folder / "events.jsonl", self.index.events)
+        self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
 
     def run(self) -> Index:
         plan, algorithm = self.plan, self.plan.algorithm
@@ -140,18 +166,17 @@ class _Loop:
         )
 
     def _round(self, server: Any, round: int) -> Any:
-        algorithm, clients, started = self.plan.algorithm, self.plan.federation.clients, time.perf_counter()
-        key = self.root / "round" / round
+        algorithm, started = self.plan.algorithm, time.perf_counter()
+        clients, key = self._present(), self.root / "round" / round
         chosen = algorithm.select(server, clients, round, key / "select")
-        down, up = _Traffic(), _Traffic()
-        replies = self._train(server, chosen, round, key, down, up)
-        arrivals = [replies[info.id].arrival for info in chosen]
+        traffic = _Traffic()
+        heads, arrivals = self._train(server, chosen, round, self._overdue(clients), traffic)
         try:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
         except RunError as error:
             raise RunError(f"round {round}: {error}") from error
         versions = dict(self.index.versions) | {
-            info.id: (head["version"], head["sha256"]) for info in chosen if (head := replies[info.id].head)["version"]
+            info.id: (head["version"], head["sha256"]) for info, head in zip(chosen, heads, strict=True) if head["version"]
         }
         self.index = replace(self.index, round=round, versions=versions)
         event: dict[str, Any] = {
@@ -160,74 +185,148 @@ class _Loop:
             "clients": [info.id for info in chosen],
             "metrics": {"train": _means(arrivals)},
             "updates": {str(a.info.id): dict(a.metrics) for a in arrivals},
-            "bytes_up": up.tensors,
-            "bytes_down": down.tensors,
-            "wire_bytes_up": up.wire,
-            "wire_bytes_down": down.wire,
-            "flops": total(replies[info.id].head["flops"] for info in chosen),
+            "bytes_up": traffic.up,
+            "bytes_down": traffic.down,
+            "wire_bytes_up": traffic.wire_up,
+            "wire_bytes_down": traffic.wire_down,
+            "flops": total(head["flops"] for head in heads),
         }
-        peak = max((replies[i.id].head["peak_memory_bytes"] for i in chosen), default=0)
-        if round % self.plan.eval_every == 0 or algorithm.done(server, round):
-            event |= self._evaluate(server, round, key / "evaluate", event["metrics"])
+        last = algorithm.done(server, round)
+        if last or (self.remote is None and self._is_due(round)):
+            event |= self._evaluate(server, round, event["metrics"])
+        peak = max((head["peak_memory_bytes"] for head in heads), default=0)
         event["peak_memory_bytes"] = peak_memory() + (0 if self.engine.name == "serial" else peak * self.engine.workers)
         event["seconds"] = time.perf_counter() - started
         self._commit(server, event)
         return server
 
+    def _present(self) -> Sequence[ClientInfo]:
+        clients = self.plan.federation.clients
+        return clients if self.remote is None else self.remote.present(clients)
+
     def _train(
-        self, server: Any, chosen: Sequence[ClientInfo], round: int, key: Key, down: _Traffic, up: _Traffic
-    ) -> dict[int, _Reply]:
-        """Ask the chosen clients, those with most data first, and return their replies by client."""
+        self, server: Any, chosen: Sequence[ClientInfo], round: int, overdue: _Overdue | None, traffic: _Traffic
+    ) -> tuple[list[Mapping[str, Any]], list[Arrival[Any]]]:
+        """Ask the chosen clients, those with most data first; heads and arrivals of their replies in order of choice.
+
+        An overdue evaluation goes with it: with the job where a client has one, else in a message of its own.
+        """
         order = sorted(chosen, key=lambda info: -info.n)
-        replies: dict[int, _Reply] = {}
-        requests = self._requests("update", server, order, round, key / "client", down)
-        with contextlib.closing(self.engine.map(requests)) as answers:
-            for info, frame in zip(order, answers, strict=True):
-                message = _checked(frame)
-                head, body = message.head, message.tree
-                up.add(tree.nbytes(body), len(frame))
+        requests = self._requests("update", server, order, round, traffic, overdue)
+        if overdue:
+            alone = self._requests("evaluate", server, overdue.rest(), overdue.round, _Traffic())
+            requests = itertools.chain(requests, alone)
+        heads, scores = dict[int, Mapping[str, Any]](), dict[int, Mapping[str, Any]]()
+        arrived = dict[int, Arrival[Any]]()
+        info_of = {info.id: info for info in chosen}
+        for message in self._exchange(requests, traffic):
+            head, client = message.head, message.head["client"]
+            if "scores" in head:
+                scores[client] = head["scores"]
+            if "weight" in head:
                 if not head["weight"] >= 0:
-                    raise RunError(f"round {round}: client {info.id} sent the weight {head['weight']}; it must be >= 0")
-                replies[info.id] = _Reply(head, Arrival(info, body, float(head["weight"]), head["metrics"]))
-        return replies
+                    raise RunError(f"round {round}: client {client} sent the weight {head['weight']}; it must be >= 0")
+                up = message.tree
+                traffic.up += tree.nbytes(up)
+                heads[client] = head
+                arrived[client] = Arrival(info_of[client], up, float(head["weight"]), head["metrics"])
+        if overdue:
+            self._scored_late(overdue.round, scores)
+        return [heads[info.id] for info in chosen], [arrived[info.id] for info in chosen]
+
+    def _exchange(self, requests: Iterator[bytes], traffic: _Traffic) -> Iterator[Message]:
+        """Send requests and yield the replies in order, counting bytes; a remote engine knows what it has sent."""
+        before = (self.remote.sent, self.remote.received) if self.remote else (0, 0)
+        with contextlib.closing(self.engine.map(self._counted(requests, traffic))) as answers:
+            for frame in answers:
+                traffic.wire_up += len(frame)
+                yield _checked(frame)
+        if self.remote:
+            traffic.wire_down, traffic.wire_up = self.remote.sent - before[0], self.remote.received - before[1]
+
+    @staticmethod
+    def _counted(requests: Iterator[bytes], traffic: _Traffic) -> Iterator[bytes]:
+        for frame in requests:
+            traffic.wire_down += len(frame)
+            yield frame
 
     def _requests(
-        self, kind: str, server: Any, clients: Sequence[ClientInfo], round: int, key: Key, traffic: _Traffic
+        self,
+        kind: str,
+        server: Any,
+        clients: Iterable[ClientInfo],
+        round: int,
+        traffic: _Traffic,
+        overdue: _Overdue | None = None,
     ) -> Iterator[bytes]:
-        """Messages made when the engine asks for them; a broadcast of the same tensors is encoded once."""
+        """Messages made when the engine asks for them; a broadcast of the same tensors is encoded once.
+
+        A client whose evaluation is overdue is asked for it beside, if what travels to it is the same for both.
+        """
         sent, body, size = tree.flatten({}), b"", 0
+        broadcast, keys = self.plan.algorithm.broadcast, self._keys(kind, round)
         for info in clients:
-            ticket = Ticket(info.id, round, self.plan.algorithm.broadcast(server, info, round), key / info.id)
+            ticket = Ticket(info.id, round, broadcast(server, info, round), keys / info.id)
             leaves = tree.flatten(ticket.down)
-            if leaves.keys() != sent.keys() or any(leaf is not sent[name] for name, leaf in leaves.items()):
+            if not _same_tensors(leaves, sent):
                 sent, body, size = leaves, pack(ticket.down), tree.nbytes(ticket.down)
             version, digest = self.index.state(info.id)
             head = {"kind": kind, "client": info.id, "round": round, "key": ticket.key.digest.hex()}
-            frame = Message({**head, "version": version, "sha256": digest}, body).encode()
-            traffic.add(size, len(frame))
+            head |= {"version": version, "sha256": digest}
+            if self.remote:
+                head["keep"] = self.checkpoints.versions(info.id)
+            if overdue and info.id in overdue.left:
+                if _same_tensors(leaves, tree.flatten(broadcast(server, info, overdue.round))):
+                    del overdue.left[info.id]
+                    head["evaluate"] = {"round": overdue.round, "key": (overdue.key / info.id).digest.hex()}
+            frame = Message(head, body).encode()
+            traffic.down += size
             yield frame
 
-    def _evaluate(self, server: Any, round: int, key: Key, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Score all clients, or a fixed sample of them, with the current broadcast and their stored states."""
-        clients: Sequence[ClientInfo] = self.plan.federation.clients
-        if self.plan.eval_clients is not None and self.plan.eval_clients < len(clients):
-            drawn = (self.root / "evaluated").numpy().choice(len(clients), self.plan.eval_clients, replace=False)
-            clients = [clients[int(i)] for i in sorted(drawn)]
+    def _keys(self, kind: str, round: int) -> Key:
+        """The key below which each client has its own, for training or evaluation in a round."""
+        return self.root / "round" / round / ("client" if kind == "update" else "evaluate")
+
+    def _is_due(self, round: int) -> bool:
+        return round % self.plan.eval_every == 0
+
+    def _overdue(self, clients: Sequence[ClientInfo]) -> _Overdue | None:
+        """The evaluation that the last round of a remote engine has left to this one."""
+        last = self.index.round
+        if self.remote is None or last == 0 or self.index.evaluated == last or not self._is_due(last):
+            return None
+        return _Overdue(last, self._keys("evaluate", last), {info.id: info for info in self._evaluated(clients)})
+
+    def _evaluated(self, clients: Sequence[ClientInfo]) -> Sequence[ClientInfo]:
+        """All clients, or a fixed sample of them."""
+        if self.plan.eval_clients is None or self.plan.eval_clients >= len(clients):
+            return clients
+        drawn = (self.root / "evaluated").numpy().choice(len(clients), self.plan.eval_clients, replace=False)
+        return [clients[int(i)] for i in sorted(drawn)]
+
+    def _evaluate(self, server: Any, round: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Score clients with the current broadcast and their stored states, at once."""
         traffic = _Traffic()
-        evaluation: dict[str, dict[str, Any]] = {"validation": {}, "test": {}}
-        requests = self._requests("evaluate", server, clients, round, key, traffic)
-        with contextlib.closing(self.engine.map(requests)) as answers:
-            for frame in answers:
-                head = _checked(frame).head
-                for part, found in head["scores"].items():
-                    evaluation[part][str(head["client"])] = found
-        scores = list(evaluation["validation"].values())
+        requests = self._requests("evaluate", server, self._evaluated(self._present()), round, traffic)
+        scores = {message.head["client"]: message.head["scores"] for message in self._exchange(requests, traffic)}
+        metrics["validation"] = self._validation(round, scores)
+        return {"evaluation": _by_part(scores), "bytes_evaluation": traffic.down}
+
+    def _scored_late(self, round: int, scores: Mapping[int, Mapping[str, Any]]) -> None:
+        """Tell the scores of a round that is committed already; they count with the commit of the next one."""
+        validation = self._validation(round, scores)
+        evaluation = {"evaluation": _by_part(scores), "metrics": {"validation": validation}}
+        self._say({"event": "evaluation", "round": round, **evaluation})
+
+    def _validation(self, round: int, scores: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+        """Means over clients on validation, and the worst; the best round so far is noted."""
         metric = self.plan.algorithm.task.metric
-        metrics["validation"] = {name: sum(s[name] for s in scores) / len(scores) for name in (metric, "loss")}
-        metrics["validation"]["worst"] = min(s[metric] for s in scores)
-        if metrics["validation"][metric] > self.index.best_score:
-            self.index = replace(self.index, best_round=round, best_score=metrics["validation"][metric])
-        return {"evaluation": evaluation, "bytes_evaluation": traffic.tensors}
+        found = [scores[client]["validation"] for client in sorted(scores)]
+        means = {name: sum(s[name] for s in found) / len(found) for name in (metric, "loss")}
+        self.index = replace(self.index, evaluated=round)
+        if means[metric] > self.index.best_score:
+            self.index = replace(self.index, best_round=round, best_score=means[metric])
+        return means | {"worst": min(s[metric] for s in found)}
 
     def _commit(self, server: Any, event: Mapping[str, Any]) -> None:
         length = self.log.append(event)
@@ -241,6 +340,15 @@ class _Loop:
     def _tell(self, event: Mapping[str, Any]) -> None:
         for listener in self.plan.listeners:
             listener(event)
+
+
+def _same_tensors(a: tree.Flat, b: tree.Flat) -> bool:
+    return a.keys() == b.keys() and all(leaf is b[name] for name, leaf in a.items())
+
+
+def _by_part(scores: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Client to part to scores as part to client to scores."""
+    return {part: {str(client): scores[client][part] for client in sorted(scores)} for part in ("validation", "test")}
 
 
 def _checked(frame: bytes) -> Message:

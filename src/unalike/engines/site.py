@@ -88,10 +88,9 @@ class Site:
 
     def _update(self, request: Message) -> Message:
         head = request.head
-        client, round = int(head["client"]), int(head["round"])
-        info, data = self.federation.clients[client], self.data(client, "train")
-        down, state = tree.to(request.tree, self.device), self._state(head)
-        job = Job(info, round, down, state, data, Key(bytes.fromhex(head["key"])))
+        job = self._job(request)
+        client, round, info = job.info.id, job.round, job.info
+        scores = {"scores": self._scores(job, head["evaluate"]["key"])} if "evaluate" in head else {}
         update = self.algorithm.client_update(job)
         for name in tree.non_finite({"up": update.up, "state": update.state}):
             raise RunError(f"{name} is not finite after training: lower --lr, or look for outliers in its data")
@@ -101,20 +100,27 @@ class Site:
             version, digest = round, self.store.save(client, round, tree.to(update.state, torch.device("cpu")))
         reply = {"client": client, "weight": update.weight, "metrics": dict(update.metrics), "rows": info.n}
         kept = {"version": version, "sha256": digest, "flops": self._flops(job)}
-        return Message({**reply, **kept}, pack(update.up))
+        return Message({**reply, **kept, **scores}, pack(update.up))
 
     def _evaluate(self, request: Message) -> Message:
-        head = request.head
-        client = int(head["client"])
+        job = self._job(request)
+        return Message({"client": job.info.id, "scores": self._scores(job, request.head["key"])})
+
+    def _job(self, request: Message) -> Job[Any, Any]:
+        """The ticket with what this site has beside it."""
+        head, client = request.head, int(request.head["client"])
         info, data = self.federation.clients[client], self.data(client, "train")
         down, state = tree.to(request.tree, self.device), self._state(head)
-        ready = self.algorithm.prepare(info, down, state, data, Key(bytes.fromhex(head["key"])))
-        scores = {
-            part: local.evaluate(self.algorithm, ready, self.data(client, part)) for part in ("validation", "test")
-        }
-        for part, found in scores.items():
-            _require_finite(f"on {part}", found)
-        return Message({"client": client, "scores": scores})
+        return Job(info, int(head["round"]), down, state, data, Key(bytes.fromhex(head["key"])))
+
+    def _scores(self, job: Job[Any, Any], key: str) -> dict[str, dict[str, float]]:
+        """Scores on validation and test, with what has been sent and the state as it is before any training."""
+        ready = self.algorithm.prepare(job.info, job.down, job.state, job.data, Key(bytes.fromhex(key)))
+        scores = {}
+        for part in ("validation", "test"):
+            scores[part] = local.evaluate(self.algorithm, ready, self.data(job.info.id, part))
+            _require_finite(f"on {part}", scores[part])
+        return scores
 
     def _flops(self, job: Job[Any, Any]) -> float | None:
         """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows."""

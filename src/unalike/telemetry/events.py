@@ -45,7 +45,25 @@ def total(figures: Iterable[float | None]) -> float | None:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a file, in order; `InputError` names the line that is no JSON."""
+    """The events of a file, in order; `InputError` names the line that is no JSON.
+
+    A round that was scored after its commit, as remote sites are, is one event here: what the line "evaluation" that
+    follows it says belongs to it.
+    """
+    held: dict[str, Any] | None = None
+    for event in _lines(path):
+        if event.get("event") == "evaluation" and held is not None and held.get("round") == event["round"]:
+            held["evaluation"] = event["evaluation"]
+            held["metrics"] |= event["metrics"]
+            continue
+        if held is not None:
+            yield held
+        held = event
+    if held is not None:
+        yield held
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for number, line in enumerate(file, start=1):
             try:

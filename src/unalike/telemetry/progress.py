@@ -44,6 +44,8 @@ class Progress:
         elif event["event"] == "round":
             self._rows.append(self._row(event))
             self._show()
+        elif event["event"] == "evaluation":
+            self._score_last(event)
         elif self._live:
             self.close()
 
@@ -53,19 +55,23 @@ class Progress:
             self._live.stop()
 
     def _row(self, event: Event) -> tuple[str, ...]:
-        scores: dict[str, Any] = event["metrics"].get("validation", {})
         done = event["round"] - self._first
         left = (time.monotonic() - self._started) / done * (self.rounds - event["round"])
         train = event["metrics"]["train"].get("loss")
         return (
             str(event["round"]),
-            f"{scores['accuracy']:.3f}" if "accuracy" in scores else "",
-            f"{scores['worst']:.3f}" if "worst" in scores else "",
+            *_scores(event),
             f"{train:.3f}" if train is not None else "",
             human_bytes(event["bytes_up"] + event["bytes_down"]),
             f"{event['seconds']:.1f}",
             f"{max(left, 0):.0f} s",
         )
+
+    def _score_last(self, event: Event) -> None:
+        """The last round, which was scored after it was shown."""
+        if self._rows:
+            self._rows[-1] = (self._rows[-1][0], *_scores(event), *self._rows[-1][3:])
+            self._show()
 
     def _show(self) -> None:
         if self._live is None:
@@ -79,6 +85,12 @@ class Progress:
         for row in self._rows[-ROWS:]:
             table.add_row(*row)
         self._live.update(table, refresh=True)
+
+
+def _scores(event: Event) -> tuple[str, str]:
+    """Mean and worst on validation; empty where nothing was scored."""
+    found: dict[str, Any] = event["metrics"].get("validation", {})
+    return tuple(f"{found[name]:.3f}" if name in found else "" for name in ("accuracy", "worst"))  # type: ignore[return-value]
 
 
 def listeners(title: str, rounds: int, quiet: bool) -> tuple[Listener, ...]:
