@@ -27,6 +27,8 @@ from .telemetry.events import Listener
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .engines.flower.in_process import InProcess
+
 
 @dataclass(frozen=True)
 class Result:
@@ -200,9 +202,18 @@ def _drive(
 @contextlib.contextmanager
 def make_engine(experiment: Experiment) -> Iterator[loop.Engine]:
     """The engine that an experiment names, closed at the end."""
-    engine = Processes(experiment.workers or 1) if experiment.engine == "processes" else Serial()
-    with engine:
+    with _engine(experiment) as engine:
         yield engine
+
+
+def _engine(experiment: Experiment) -> Processes | Serial | InProcess:
+    if experiment.engine == "processes":
+        return Processes(experiment.workers or 1)
+    if experiment.engine == "flower":
+        from .engines.flower.in_process import InProcess
+
+        return InProcess()
+    return Serial()
 
 
 def name_of(kind: type[Algorithm[Any, Any, Any]]) -> str:

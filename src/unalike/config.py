@@ -50,7 +50,9 @@ class Experiment(BaseModel):
     model_map: dict[int, str] = Field({}, description="client to model where it is not its turn's, 0=cnn-1,3=cnn-5")
     feature_width: int | None = Field(None, ge=1, description="pool all features to this width")
 
-    engine: Literal["serial", "processes"] | None = Field(None, description="[processes where there are two cores]")
+    engine: Literal["serial", "processes", "flower"] | None = Field(
+        None, description="serial, processes, or flower's messages in one process [processes where there are two cores]"
+    )
     workers: int | None = Field(None, ge=1, le=256, description="processes of the engine [one a core, at most 8]")
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     eval_every: int = Field(1, ge=1, description="rounds between evaluations")

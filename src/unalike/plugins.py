@@ -1,4 +1,4 @@
-"""Users' own code by name: "package.module:object" or "path/to/file.py:object", with arguments where asked for."""
+"""Code that may be there: users' own by name ("package.module:object", "path/to/file.py:object"), and extras."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ def load_object(name: str) -> Any:
     except AttributeError:
         public = ", ".join(sorted(n for n in vars(module) if not n.startswith("_"))[:8])
         raise InputError(f"{place} has no {attribute!r}; it has {public}") from None
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise `InputError` that says how to install an extra of unalike, unless all its modules are there."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"{module} is not installed: pip install 'unalike[{extra}]'")
 
 
 def absolute(name: str, folder: Path = Path()) -> str:

@@ -28,7 +28,7 @@ from .engines.checkpoint import Checkpoints
 from .engines.loop import Plan
 from .errors import InputError
 from .files import write_atomically, write_json
-from .plugins import absolute, fingerprint, label
+from .plugins import absolute, fingerprint, label, require_extra
 from .protocol import Algorithm
 from .summary import summarise
 from .telemetry import events
@@ -89,6 +89,8 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     algorithm = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
     algorithm.require(found.clients)
     cores = os.cpu_count() or 1
+    if experiment.engine == "flower":
+        require_extra("flower", "flwr")
     engine = experiment.engine or ("processes" if cores > 1 and experiment.device == "cpu" else "serial")
     workers = experiment.workers or min(cores, 8, len(found.clients))
     drawn = found.partition.scheme.partition(":")[0] not in ("site", "file")
@@ -98,7 +100,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
         "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
         **(_as_given(found) if given and by_hand else {}),
         "engine": engine,
-        "workers": 1 if engine == "serial" else workers,
+        "workers": workers if engine == "processes" else 1,
         "parameters": {**experiment.parameters, "shared_model": found.models[shared].name},
     }
     return Prepared(experiment.model_copy(update=update), found, algorithm, by_hand=given is not None and by_hand)

@@ -133,19 +133,19 @@ class _Loop:
     checkpoints: Checkpoints = field(init=False)
     index: Index = field(init=False)
     log: EventLog = field(init=False)
-    remote: RemoteEngine | None = field(init=False)
+    remote: RemoteEngine | None = None
 
     def __post_init__(self) -> None:
         self.root = Key.root(self.plan.seed)
         self.checkpoints = Checkpoints(self.plan.folder / "checkpoint")
         self.index = self.checkpoints.open()
         self.log = EventLog(self.plan.folder / "events.jsonl", self.index.events)
-        self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
 
     def run(self) -> Index:
         plan, algorithm = self.plan, self.plan.algorithm
         forget_peak_memory()
         self.engine.open(self._setup(), plan.federation)
+        self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
         self._say({"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed})

@@ -1,4 +1,7 @@
-"""Messages between the loop and the sites: a JSON head and a tree as safetensors. Bytes, never objects."""
+"""Messages between the loop and the sites: a JSON head and a tree as safetensors. Bytes, never objects.
+
+Importing this does not import torch: what only passes messages on, as Flower's processes do, starts in no time.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .. import tree
 from ..errors import RunError
-from ..tree import Tree
+
+if TYPE_CHECKING:
+    from ..tree import Tree
 
 _LENGTHS = struct.Struct("<QQ")
 
@@ -24,6 +28,8 @@ class Message:
 
     @property
     def tree(self) -> dict[str, Any]:
+        from .. import tree
+
         return tree.from_bytes(self.body) if self.body else {}
 
     def encode(self) -> bytes:
@@ -40,6 +46,8 @@ class Message:
 
 def pack(value: Tree) -> bytes:
     """A tree as a message body; an empty tree is no bytes at all."""
+    from .. import tree
+
     return tree.to_bytes(value) if tree.flatten(value) else b""
 
 

@@ -1,0 +1,93 @@
+"""Frames between processes of one site: over a Unix socket that only its owner can open, without torch.
+
+Where there are no Unix sockets it is a loopback socket, and every connection begins with a secret that lies in a file
+of its owner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import secrets
+import socket
+import socketserver
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...errors import RunError
+from ..wire import read_frame, write_frame
+
+_SECRET_BYTES = 32
+Answer = Callable[[bytes], bytes]
+"""A frame in, a frame out."""
+
+
+class Listener:
+    """Answers frames until closed, one connection at a time. `address` is what `ask` needs."""
+
+    def __init__(self, answer: Answer, unix: bool | None = None) -> None:
+        """`unix`: whether to use a Unix socket; None where the system has them."""
+        self.folder = Path(tempfile.mkdtemp(prefix="unalike-"))  # which is made for its owner alone
+        unix = hasattr(socket, "AF_UNIX") if unix is None else unix
+        self._secret = b"" if unix else secrets.token_bytes(_SECRET_BYTES)
+        outer = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                outer._serve(self, answer)
+
+        if unix:
+            path = self.folder / "site.sock"
+            self._server: Any = socketserver.UnixStreamServer(str(path), Handler)
+            path.chmod(0o600)
+            self.address = str(path)
+        else:
+            self._server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+            path = self.folder / "secret"
+            path.touch(mode=0o600)
+            path.write_bytes(self._secret)
+            self.address = f"{self._server.server_address[1]}@{path}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        self._thread.start()
+
+    def _serve(self, connection: socketserver.StreamRequestHandler, answer: Answer) -> None:
+        if self._secret and not hmac.compare_digest(connection.rfile.read(_SECRET_BYTES), self._secret):
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, RunError):  # whoever asked has gone
+            frame = read_frame(connection.rfile)
+            if frame is not None:
+                write_frame(connection.wfile, answer(frame))
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        for path in self.folder.iterdir():
+            path.unlink()
+        self.folder.rmdir()
+
+
+def ask(address: str, frame: bytes) -> bytes:
+    """The answer to a frame; `RunError` when nobody listens at `address`, or whoever did has died."""
+    try:
+        with _connected(address) as connection, connection.makefile("rwb") as stream:
+            write_frame(stream, frame)
+            answer = read_frame(stream)
+    except OSError as error:
+        raise RunError(f"the site's worker does not answer ({error.strerror or error}): start unalike site") from None
+    if answer is None:
+        raise RunError("the site's worker ended while it was asked: start unalike site again")
+    return answer
+
+
+def _connected(address: str) -> socket.socket:
+    port, is_loopback, path = address.partition("@")
+    if not is_loopback:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(address)
+        return connection
+    connection = socket.create_connection(("127.0.0.1", int(port)))
+    connection.sendall(Path(path).read_bytes())
+    return connection

@@ -1,0 +1,181 @@
+"""What answers at a site: its data and private states, kept warm, and the runs it takes part in.
+
+It trusts the server with nothing but the method's messages. Code is only run that is part of unalike, or that the
+site's owner has named; what a job carries is checked against what it says of itself; errors go back as one line, their
+traceback stays here. States lie in the site's own folder, a folder a run, and outlive this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import platform
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ... import tasks, tree
+from ...algorithms import ALGORITHMS
+from ...data.federation import Federation
+from ...errors import InputError, UnalikeError
+from ...files import with_tuples, write_json
+from ...models import MODELS
+from ...plugins import parse_call
+from ...protocol import ClientInfo, Spec
+from ..site import Setup, Site
+from ..store import DEFAULT_BUDGET, remove_unreferenced
+from ..wire import Message
+
+PROTOCOL = 1
+"""Changes whenever messages change so that old and new cannot work together."""
+_log = logging.getLogger("unalike.site")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """What a site decides for itself, whatever the server asks for."""
+
+    name: str
+    clients: Sequence[int]
+    """The numbers of the clients whose data lie here."""
+    folder: Path
+    """Where the runs it takes part in are kept, each with its private states."""
+    states: Path | None = None
+    """Where private states lie instead, for a site that shares a run's own folder."""
+    memory: int | None = None
+    modalities: tuple[str, ...] = ()
+    device: str = "cpu"
+    budget: int = DEFAULT_BUDGET
+    trust: Collection[str] = ()
+    """Methods and models beyond unalike's own that the server may name."""
+
+
+def versions() -> dict[str, str]:
+    """What must be alike at server and sites (unalike), and what should be for equal bits (torch)."""
+    return {name: metadata.version(name) for name in ("unalike", "torch")} | {"python": platform.python_version()}
+
+
+class Host:
+    """Answers the messages of a `Flower` engine, one at a time."""
+
+    def __init__(self, local: Local, federation: Federation) -> None:
+        self.local, self.federation = local, federation
+        self._sites: dict[str, Site] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, frame: bytes) -> bytes:
+        """The reply to a frame; an error becomes a reply that says so in one line."""
+        message = Message.decode(frame)
+        head = message.head
+        with self._lock:
+            try:
+                reply = self._reply(message)
+            except UnalikeError as error:
+                reply = Message({"error": f"site {self.local.name}: {error}"})
+        if "error" in reply.head:
+            _log.error("%s\n%s", reply.head["error"], reply.head.get("trace", ""))
+        echoed = {name: head[name] for name in ("run", "kind", "round", "client") if name in head}
+        said = {name: value for name, value in reply.head.items() if name != "trace"}
+        return Message({**said, **echoed}, reply.body).encode()
+
+    def _reply(self, message: Message) -> Message:
+        kind = message.head["kind"]
+        if kind == "ping":
+            return Message({})
+        if kind == "hello":
+            return Message(self._hello())
+        if kind == "open":
+            self._open(str(message.head["run"]), message.head)
+            return Message(self._hello())
+        return self._job(message)
+
+    def _hello(self) -> dict[str, Any]:
+        about = {"memory": self.local.memory, "modalities": self.local.modalities}
+        clients = [{"id": k, "n": len(self.federation.rows(k, "train")), **about} for k in self.local.clients]
+        return {"name": self.local.name, "protocol": PROTOCOL, "versions": versions(), "clients": clients}
+
+    def _open(self, run: str, asked: Mapping[str, Any]) -> Site:
+        """Take part in a run as the server describes it, now and after a restart."""
+        if asked["protocol"] != PROTOCOL or asked["unalike"] != metadata.version("unalike"):
+            raise InputError(
+                f"the server has unalike {asked['unalike']}, this site {metadata.version('unalike')}: install the same"
+            )
+        if not run.isalnum():
+            raise InputError(f"the server names its run {run!r}: letters and digits were expected")
+        self._require_trusted([asked["method"], *(spec["name"] for spec in asked["models"].values())])
+        folder = self.local.folder / run
+        known = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+        if known.get("data", self._fingerprint()) != self._fingerprint():
+            raise InputError("its data have changed since the run began: put them back, or begin a new run")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(folder / "run.json", {"data": self._fingerprint(), "asked": dict(asked)})
+        self._sites[run] = self._site(folder, asked)
+        return self._sites[run]
+
+    def _site(self, folder: Path, asked: Mapping[str, Any]) -> Site:
+        specs = {tier: Spec(**with_tuples(spec)) for tier, spec in asked["models"].items()}
+        own = {k: ClientInfo(k, asked["tiers"][k], len(self.federation.rows(k, "train"))) for k in self.local.clients}
+        infos = tuple(own.get(k, ClientInfo(k, tier, 0)) for k, tier in enumerate(asked["tiers"]))
+        federation = dataclasses.replace(
+            self.federation, clients=infos, models=specs, task=tasks.restore(asked["task"])
+        )
+        states = self.local.states or folder / "clients"
+        states.mkdir(exist_ok=True)
+        setup = Setup(
+            method=asked["method"],
+            parameters=asked["parameters"],
+            federation="",
+            store=str(states),
+            init_key=asked["init_key"],
+            device=self.local.device,
+            budget=self.local.budget,
+        )
+        return Site(setup, federation)
+
+    def _job(self, message: Message) -> Message:
+        head = message.head
+        run, client = str(head["run"]), int(head["client"])
+        if client not in self.local.clients:
+            raise InputError(f"client {client} is not here: this site has {', '.join(map(str, self.local.clients))}")
+        site = self._sites.get(run) or self._reopen(run)
+        if tree.sha256(message.tree) != head["base"]:
+            raise InputError(f"what arrived for client {client} is not what was sent: its sha256 differs")
+        referenced = {(client, int(version)) for version in (*head["keep"], head["version"])}
+        if (site.store.folder / str(client)).exists():
+            remove_unreferenced(site.store.folder, [client], referenced)
+        return site.reply(message)
+
+    def _reopen(self, run: str) -> Site:
+        """A run that this site had joined before it was restarted."""
+        try:
+            return self._open(run, json.loads((self.local.folder / run / "run.json").read_text())["asked"])
+        except FileNotFoundError:
+            raise InputError(f"run {run} is not known here") from None
+
+    def _require_trusted(self, names: Sequence[str]) -> None:
+        for name in names:
+            known = name in ALGORITHMS or parse_call(name)[0] in MODELS or name in self.local.trust
+            if not known:
+                raise InputError(f"the server names code of its own, {name}: add it to trust in site.toml if you do")
+
+    def _fingerprint(self) -> str:
+        """Says whether the data are still the same; it stays at the site."""
+        return self.federation.source.fingerprint
+
+
+def describe(setup: Setup, federation: Federation) -> dict[str, Any]:
+    """What a site is told of a run when it joins."""
+    return {
+        "protocol": PROTOCOL,
+        "unalike": metadata.version("unalike"),
+        "method": setup.method,
+        "parameters": dict(setup.parameters),
+        "init_key": setup.init_key,
+        "models": {tier: asdict(spec) for tier, spec in federation.models.items()},
+        "tiers": [info.tier for info in federation.clients],
+        "task": tasks.describe(federation.task),
+    }
