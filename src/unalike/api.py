@@ -117,7 +117,7 @@ def run(
     folder = Path(out) if out is not None else free_folder(prepared.experiment.method)
     runs.create(folder, prepared)
     with make_engine(prepared.experiment) as engine:
-        return _drive(folder, prepared, engine, listeners, report)
+        return drive(folder, prepared, engine, listeners, report)
 
 
 def resume(
@@ -137,7 +137,7 @@ def resume(
         raise InputError(f"{folder} is finished: there is nothing to resume")
     prepared = runs.reopen(folder, federation)
     with make_engine(prepared.experiment) as engine:
-        return _drive(folder, prepared, engine, listeners, report)
+        return drive(folder, prepared, engine, listeners, report)
 
 
 def prepare(
@@ -172,12 +172,17 @@ def start_or_resume(
     else:
         shutil.rmtree(folder, ignore_errors=True)  # what is there was left by a start that did not get to its end
         runs.create(folder, one)
-    return _drive(folder, one, engine, listeners, report=False)
+    return drive(folder, one, engine, listeners, report=False)
 
 
-def _drive(
-    folder: Path, prepared: Prepared, engine: loop.Engine, listeners: Sequence[Listener], report: bool
+def drive(
+    folder: Path,
+    prepared: Prepared,
+    engine: loop.Engine,
+    listeners: Sequence[Listener] = (),
+    report: bool = True,
 ) -> Result:
+    """Bring the run that lies in `folder`, just made or interrupted, to its end on an engine that is open already."""
     try:
         with runs.locked(folder):
             loop.run(prepared.plan(folder, tuple(listeners)), engine)

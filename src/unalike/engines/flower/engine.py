@@ -18,7 +18,7 @@ from ..site import Setup
 from ..wire import Message
 from .host import describe
 from .post import Post
-from .roster import Roster
+from .roster import Member, Roster
 
 _log = logging.getLogger("unalike.flower")
 ECHOED = ("run", "kind", "round", "client")
@@ -70,12 +70,25 @@ class Flower:
 
     name = "flower"
 
-    def __init__(self, grid: Grid, run: str, at_least: int = 1, patience: Patience | None = None) -> None:
-        """`run` names the run at the sites; `at_least` so many clients must be there for a round to begin."""
+    def __init__(
+        self,
+        grid: Grid,
+        run: str,
+        at_least: int = 1,
+        expected: Mapping[str, Sequence[int]] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        """
+        Args:
+            run: the name of the run at the sites.
+            at_least: so many sites must be there for a round to begin.
+            expected: the sites that may take part, with the clients of each; None lets all of them in.
+        """
         self.post, self.at_least, self.patience = Post(grid, run), at_least, patience or Patience()
-        self.roster = Roster()
+        self.roster = Roster(expected)
         self._asked: dict[str, Any] = {}
         self._joined = set[int]()
+        self._next_try: dict[int, float] = {}
 
     @property
     def sent(self) -> int:
@@ -92,7 +105,7 @@ class Flower:
 
     def open(self, setup: Setup, federation: Federation) -> None:
         """Say what the run is; a site is told when it is next looked for."""
-        self._asked, self._joined = describe(setup, federation), set()
+        self._asked, self._joined, self._next_try = describe(setup, federation), set(), {}
 
     def present(self, clients: Sequence[ClientInfo]) -> Sequence[ClientInfo]:
         """Those of `clients` whose sites are there, as they describe themselves; waits until they are enough."""
@@ -104,38 +117,36 @@ class Flower:
         ]
 
     def gather(self) -> dict[int, Mapping[str, Any]]:
-        """Client to what its site says of it, once enough are there; `RunError` when they are not in time."""
+        """Client to what its site says of it, once enough sites are there; `RunError` when they are not in time."""
         end = time.monotonic() + self.patience.join
-        while len(found := self._look()) < self.at_least:
+        while len(here := self._look()) < self.at_least:
             if time.monotonic() > end:
                 refused = "".join(f"; {said}" for said in self.roster.refusals.values())
                 raise RunError(
-                    f"{len(found)} of {self.at_least} clients are there after {self.patience.join:g} s: start unalike "
+                    f"{len(here)} of {self.at_least} sites are there after {self.patience.join:g} s: start unalike "
                     f"site at the others, then go on with unalike deploy run{refused}"
                 )
             time.sleep(self.patience.poll)
-        return found
+        return {client: said for member in here for client, said in member.clients.items()}
 
-    def _look(self) -> dict[int, Mapping[str, Any]]:
-        """The clients that are there now; a site that is new, or does not know the run, is told first."""
-        online = self.post.nodes()
+    def _look(self) -> list[Member]:
+        """The sites that are there now; one that is new, or does not know the run, is told first."""
+        registered = self.post.nodes()
         known = self._joined if self._asked else self.roster.members.keys()
         kind = "open" if self._asked else "hello"
-        new = [node for node in sorted(online) if node not in known]
+        now = time.monotonic()
+        new = [n for n in sorted(registered) if n not in known and now >= self._next_try.get(n, 0.0)]
+        self._next_try |= dict.fromkeys(new, now + self.patience.ping)
         greetings = [(node, Message({"kind": kind, "run": self.post.run, **self._asked})) for node in new]
         ids = dict(zip(self.post.push(greetings), new, strict=True)) if new else {}
-        end = time.monotonic() + self.patience.ping
-        while ids and time.monotonic() < end:
+        while ids and time.monotonic() < now + self.patience.ping:
             for to, reply in self.post.pull(ids):
-                self._greet(ids.pop(to), reply)
+                node = ids.pop(to)
+                said = {"error": reply.head["flower"]} if "flower" in reply.head else reply.head
+                if self.roster.admit(node, said, registered[node]) and self._asked:
+                    self._joined.add(node)
             time.sleep(self.patience.poll if ids else 0)
-        return self.roster.among(online & (self._joined if self._asked else online))
-
-    def _greet(self, node: int, reply: Message) -> None:
-        said = {"error": reply.head["flower"]} if "flower" in reply.head else reply.head
-        self.roster.admit(node, said)
-        if self._asked and "error" not in said:
-            self._joined.add(node)
+        return self.roster.among(registered.keys() & (self._joined if self._asked else registered.keys()))
 
     def map(self, requests: Iterable[bytes]) -> Iterator[bytes]:
         """Replies in the order of requests; at most two requests a site are on their way."""

@@ -1,7 +1,7 @@
 """What answers at a site: its data and private states, kept warm, and the runs it takes part in.
 
 It trusts the server with nothing but the method's messages. Code is only run that is part of unalike, or that the
-site's owner has named; what a job carries is checked against what it says of itself; errors go back as one line, their
+site's owner trusts; what a job carries is checked against what it says of itself; errors go back as one line, their
 traceback stays here. States lie in the site's own folder, a folder a run, and outlive this process.
 """
 
@@ -12,19 +12,18 @@ import json
 import logging
 import platform
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ... import tasks, tree
-from ...algorithms import ALGORITHMS
 from ...data.federation import Federation
 from ...errors import InputError, UnalikeError
 from ...files import with_tuples, write_json
-from ...models import MODELS
-from ...plugins import parse_call
+from ...plugins import label
 from ...protocol import ClientInfo, Spec
 from ..site import Setup, Site
 from ..store import DEFAULT_BUDGET, remove_unreferenced
@@ -50,8 +49,15 @@ class Local:
     modalities: tuple[str, ...] = ()
     device: str = "cpu"
     budget: int = DEFAULT_BUDGET
-    trust: Collection[str] = ()
-    """Methods and models beyond unalike's own that the server may name."""
+    at_home: Callable[[str], str] = field(default=lambda name: own_code_only(name))
+    """What a method or model that the server names is called here; raises `InputError` for code it does not trust."""
+
+
+def own_code_only(name: str) -> str:
+    """The name, if it is one of unalike's own; `InputError` for any other code."""
+    if ":" in name.partition("(")[0]:
+        raise InputError(f"the server names code of its own, {label(name)}, which this site does not trust")
+    return name
 
 
 def versions() -> dict[str, str]:
@@ -75,7 +81,7 @@ class Host:
             try:
                 reply = self._reply(message)
             except UnalikeError as error:
-                reply = Message({"error": f"site {self.local.name}: {error}"})
+                reply = Message({"error": f"site {self.local.name}: {error}", "trace": traceback.format_exc()})
         if "error" in reply.head:
             _log.error("%s\n%s", reply.head["error"], reply.head.get("trace", ""))
         echoed = {name: head[name] for name in ("run", "kind", "round", "client") if name in head}
@@ -106,18 +112,18 @@ class Host:
             )
         if not run.isalnum():
             raise InputError(f"the server names its run {run!r}: letters and digits were expected")
-        self._require_trusted([asked["method"], *(spec["name"] for spec in asked["models"].values())])
         folder = self.local.folder / run
         known = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
         if known.get("data", self._fingerprint()) != self._fingerprint():
             raise InputError("its data have changed since the run began: put them back, or begin a new run")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(folder / "run.json", {"data": self._fingerprint(), "asked": dict(asked)})
         self._sites[run] = self._site(folder, asked)
+        write_json(folder / "run.json", {"data": self._fingerprint(), "asked": dict(asked)})
         return self._sites[run]
 
     def _site(self, folder: Path, asked: Mapping[str, Any]) -> Site:
-        specs = {tier: Spec(**with_tuples(spec)) for tier, spec in asked["models"].items()}
+        named = {tier: Spec(**with_tuples(spec)) for tier, spec in asked["models"].items()}
+        specs = {tier: dataclasses.replace(spec, name=self.local.at_home(spec.name)) for tier, spec in named.items()}
         own = {k: ClientInfo(k, asked["tiers"][k], len(self.federation.rows(k, "train"))) for k in self.local.clients}
         infos = tuple(own.get(k, ClientInfo(k, tier, 0)) for k, tier in enumerate(asked["tiers"]))
         federation = dataclasses.replace(
@@ -126,7 +132,7 @@ class Host:
         states = self.local.states or folder / "clients"
         states.mkdir(exist_ok=True)
         setup = Setup(
-            method=asked["method"],
+            method=self.local.at_home(asked["method"]),
             parameters=asked["parameters"],
             federation="",
             store=str(states),
@@ -155,12 +161,6 @@ class Host:
             return self._open(run, json.loads((self.local.folder / run / "run.json").read_text())["asked"])
         except FileNotFoundError:
             raise InputError(f"run {run} is not known here") from None
-
-    def _require_trusted(self, names: Sequence[str]) -> None:
-        for name in names:
-            known = name in ALGORITHMS or parse_call(name)[0] in MODELS or name in self.local.trust
-            if not known:
-                raise InputError(f"the server names code of its own, {name}: add it to trust in site.toml if you do")
 
     def _fingerprint(self) -> str:
         """Says whether the data are still the same; it stays at the site."""

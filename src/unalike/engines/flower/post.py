@@ -21,9 +21,12 @@ class Post:
         self.grid, self.run = grid, run
         self.sent = self.received = 0
 
-    def nodes(self) -> set[int]:
-        """The nodes that are there, as far as Flower knows: one that has just died still counts for a minute."""
-        return set(self.grid.get_node_ids())
+    def nodes(self) -> dict[int, str]:
+        """The nodes that are there and the names their keys were registered for ("" where they have none).
+
+        As far as Flower knows: one that has just died still counts for a minute.
+        """
+        return {info.node_id: info.name for info in self.grid.get_nodes()}
 
     def push(self, letters: Sequence[tuple[int, Message]]) -> list[str]:
         """Send each message to its node; the identities by which replies name them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +26,27 @@ class Member:
 class Roster:
     """The sites that have introduced themselves, by the node of Flower's that speaks for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Mapping[str, Sequence[int]] | None = None) -> None:
+        """`expected` says which sites may take part and which clients each may have; None lets all of them in."""
+        self.expected = expected
         self.members: dict[int, Member] = {}
         self.refusals: dict[int, str] = {}
         """Node to why its site does not take part."""
 
-    def admit(self, node: int, said: Mapping[str, Any]) -> None:
-        """Note what a site says of itself; `RunError` when a client of its is at another site already."""
-        if "error" in said:
-            if self.refusals.get(node) != said["error"]:
-                _log.error("%s", said["error"])
-            self.refusals[node] = said["error"]
-            return
+    def admit(self, node: int, said: Mapping[str, Any], registered: str = "") -> bool:
+        """Note what a site says of itself, and whether it takes part.
+
+        Args:
+            registered: the name under which the node's key was registered, where it has one.
+
+        Raises:
+            RunError: a client of its is at another site already.
+        """
+        if why := self._refusal(said, registered):
+            if self.refusals.get(node) != why:
+                _log.error("%s", why)
+            self.refusals[node] = why
+            return False
         member = Member(node, said["name"], {int(client["id"]): client for client in said["clients"]})
         for other in self.members.values():
             if other.node != node and (twice := other.clients.keys() & member.clients.keys()):
@@ -48,6 +57,22 @@ class Roster:
                 _log.warning("site %s has %s %s, the server %s: bits may differ", member.name, name, found, version)
         self.refusals.pop(node, None)
         self.members[node] = member
+        return True
+
+    def _refusal(self, said: Mapping[str, Any], registered: str) -> str:
+        """Why a site does not take part; empty if it does."""
+        if "error" in said:
+            return str(said["error"])
+        name, clients = said["name"], {int(client["id"]) for client in said["clients"]}
+        if registered and registered != name:
+            return f"a site calls itself {name}, but its key was registered for {registered}: it is refused"
+        if self.expected is None:
+            return ""
+        if name not in self.expected:
+            return f"site {name} does not take part now; those who do are {', '.join(self.expected)}"
+        if foreign := clients - set(self.expected[name]):
+            return f"site {name} says it has client {min(foreign)}, which is not its own: mend clients in its site.toml"
+        return ""
 
     def node_of(self, client: int) -> int:
         """The node whose site has this client."""
@@ -60,7 +85,6 @@ class Roster:
         """The name of the site that has this client."""
         return self.members[self.node_of(client)].name
 
-    def among(self, nodes: set[int]) -> dict[int, Mapping[str, Any]]:
-        """Client to what its site says of it, for the sites whose nodes are among these."""
-        here = [member for member in self.members.values() if member.node in nodes]
-        return {client: said for member in here for client, said in member.clients.items()}
+    def among(self, nodes: set[int]) -> list[Member]:
+        """The sites whose nodes are among these."""
+        return [member for member in self.members.values() if member.node in nodes]

@@ -1,0 +1,102 @@
+"""`unalike rehearse`: the exact deployment on loopback, with TLS and keys, held against the in-process engine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import api, runs
+from ..config import Experiment
+from ..errors import RunError
+from ..telemetry.events import Listener
+from . import operate
+from .folder import SITES
+from .init import init
+from .processes import child, environment, free_port
+
+_log = logging.getLogger("unalike.deploy")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it: both runs' hashes, and what a round of the deployment took."""
+
+    deployed: str
+    in_process: str
+    seconds_per_round: float
+    folder: Path
+
+    @property
+    def identical(self) -> bool:
+        return self.deployed == self.in_process
+
+
+def rehearse(
+    experiment: Experiment, sites: int, out: Path, listeners: Sequence[Listener] = (), keep_alive: bool = True
+) -> Rehearsal:
+    """Deploy `experiment` to so many sites of this machine, run it, stop everything, and run it again in process.
+
+    Args:
+        out: folder to make; the deployment is in it, and the run in process in `in-process`.
+        keep_alive: whether sites keep their client process between messages.
+
+    Raises:
+        InputError: the experiment or the folder is wrong; nothing was started.
+        RunError: a part of the deployment failed, in plain words.
+    """
+    names = [f"site-{k + 1}" for k in range(sites)]
+    init(out, experiment, names, f"127.0.0.1:{free_port()}")
+    with deployed(out, names, keep_alive):
+        folder = operate.run(out, listeners=listeners)
+    prepared = api.prepare(experiment, engine="serial")
+    alone = api.run(prepared, out=out / "in-process", report=False)
+    found, events = api.Result(folder), [e for e in api.Result(folder).events() if e["event"] == "round"]
+    steady = [event["seconds"] for event in events[1:-1]] or [event["seconds"] for event in events]
+    return Rehearsal(
+        found.summary["state_sha256"], alone.summary["state_sha256"], sum(steady) / len(steady), folder
+    )
+
+
+@contextlib.contextmanager
+def deployed(folder: Path, names: Sequence[str], keep_alive: bool = True) -> Iterator[dict[str, subprocess.Popen[Any]]]:
+    """SuperLink and sites as processes of this machine by name ("server" and the sites'), ended by pid at the end."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str, subprocess.Popen[Any]] = {}
+
+        def start(name: str, *words: str) -> None:
+            log = stack.enter_context((folder / f"{name}.log").open("wb"))
+            command = [sys.executable, "-m", "unalike", *words]
+            found[name] = stack.enter_context(child(command, environment(folder / operate.HOME), log))
+
+        start("server", "deploy", "server", str(folder))
+        _wait(lambda: operate.register(folder), found["server"], folder / "server.log")
+        for name in names:
+            site = folder / SITES / name
+            if not keep_alive:
+                text = (site / "site.toml").read_text()
+                (site / "site.toml").write_text(text.replace("keep_alive = true", "keep_alive = false"))
+            start(name, "site", str(site))
+        yield found
+
+
+def _wait(ready: Any, process: subprocess.Popen[Any], log: Path, patience: float = 60.0) -> None:
+    """Until the SuperLink has taken the keys."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            ready()
+        except RunError:
+            if process.poll() is not None:
+                raise RunError(log.read_text(errors="replace").strip().splitlines()[-1]) from None
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+        else:
+            return

@@ -1,0 +1,123 @@
+"""`unalike site`: one process that keeps a site's data, model and private states, and its SuperNode beside it.
+
+    SuperLink ◄── outbound TLS ── SuperNode ── loopback ── this process (warm client, worker)
+
+With `keep_alive = false` Flower starts a process per message instead, which passes it on over a socket that only this
+user can open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ..data.schema import FILE as SCHEMA
+from ..data.schema import Schema
+from ..engines.flower.channel import Listener
+from ..engines.flower.client import SOCKET, client_app
+from ..engines.flower.host import Host, Local
+from ..errors import RunError
+from ..files import write_atomically
+from . import certificates
+from .diagnose import diagnose
+from .folder import SiteConfig, at_home, read_site, site_federation
+from .processes import child, environment, free_port
+
+_log = logging.getLogger("unalike.site")
+LOG = "supernode.log"
+RESTARTS = 5
+"""So often in a row is a SuperNode started again that ends within a minute."""
+
+
+def run(folder: Path, allow_insecure: bool = False) -> None:
+    """Serve the site in `folder` until interrupted.
+
+    Raises:
+        InputError: something in its files is wrong; nothing was started.
+        RunError: its SuperNode cannot go on, with Flower's reason in plain words.
+    """
+    site = read_site(folder, allow_insecure)
+    if not site.insecure:
+        for line in certificates.warnings([Path(site.root_certificates)]):
+            _log.warning("%s", line)
+    federation = site_federation(site, Schema.from_json(folder / SCHEMA))
+    state = Path(site.state)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    host = Host(_local(site, state), federation)
+    rows = sum(len(federation.rows(client, "train")) for client in site.clients)
+    _log.info("site %s: clients %s, %d training rows, server %s", site.name, site.clients, rows, site.superlink)
+    with _client(site, state, host) as arguments:
+        _keep_running(site, state, arguments)
+
+
+def _local(site: SiteConfig, state: Path) -> Local:
+    return Local(
+        name=site.name,
+        clients=site.clients,
+        folder=state,
+        memory=None if site.memory is None else int(site.memory),
+        modalities=site.modalities,
+        device=site.device,
+        at_home=lambda name: at_home(name, site.trust),
+    )
+
+
+@contextlib.contextmanager
+def _client(site: SiteConfig, state: Path, host: Host) -> Iterator[list[str]]:
+    """What answers the SuperNode, at work; the SuperNode's arguments that lead to it."""
+    port = site.port or free_port()
+    common = ["--host", "127.0.0.1", "--port", str(port)]
+    if not site.keep_alive:
+        listener = Listener(host.answer)
+        try:
+            yield [*common, "--isolation", "subprocess", "--node-config", f'{SOCKET}="{listener.address}"']
+        finally:
+            listener.close()
+        return
+    from ..engines.flower import warm
+
+    secret, stop = secrets.token_bytes(32), threading.Event()
+    file = state / ".superexec"
+    file.touch(mode=0o600)
+    write_atomically(file, secret)
+    file.chmod(0o600)
+    arguments = (client_app(host.answer), f"127.0.0.1:{port}", secret, 0.05, stop)
+    thread = threading.Thread(target=warm.serve, args=arguments, daemon=True)
+    thread.start()
+    try:
+        yield [*common, "--isolation", "process", "--superexec-auth-secret-file", str(file)]
+    finally:
+        stop.set()
+        file.unlink(missing_ok=True)
+
+
+def _keep_running(site: SiteConfig, state: Path, arguments: Sequence[str]) -> None:
+    """A SuperNode, started again when it ends, until this process is told to end."""
+    command = [sys.executable, "-m", "unalike.engines.flower.supernode", "--superlink", site.superlink, *arguments]
+    if site.insecure:
+        command += ["--insecure"]
+    else:
+        command += ["--root-certificates", site.root_certificates, "--auth-supernode-private-key", site.key]
+    short = 0
+    while True:
+        started = time.monotonic()
+        with (state / LOG).open("ab") as log, child(command, environment(state / "flower"), log) as process:
+            begun = log.tell()
+            code = process.wait()
+        said = (state / LOG).read_bytes()[begun:].decode(errors="replace")
+        short = short + 1 if time.monotonic() - started < 60 else 0
+        found = diagnose(said)
+        why = f"{found[0].cause}: {found[0].remedy}" if found else f"see {state / LOG}"
+        if short > RESTARTS:
+            raise RunError(f"site {site.name}: the SuperNode ended with code {code}: {why}")
+        _log.warning("the SuperNode ended with code %d and is started again: %s", code, why)
+        time.sleep(min(2.0**short, 30.0))
