@@ -46,7 +46,9 @@ def test_importing_unalike_or_its_help_loads_no_torch() -> None:
 def test_nothing_optional_is_imported() -> None:
     code = (
         "import sys, unalike, unalike.api, unalike.personal, unalike.doctor, unalike.check; "
-        "sys.exit(', '.join({'datasets', 'onnx', 'onnxruntime', 'onnxscript', 'pandas', 'flwr'} & {*sys.modules}) or 0)"
+        "import unalike.deploy.folder, unalike.deploy.init, unalike.deploy.wheels; "
+        "unwanted = {'cryptography', 'datasets', 'flwr', 'onnx', 'onnxruntime', 'onnxscript', 'pandas'}; "
+        "sys.exit(', '.join(unwanted & {*sys.modules}) or 0)"
     )
     done = call(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr

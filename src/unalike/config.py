@@ -9,9 +9,9 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from .algorithms import find
 from .data.sources import SOURCES
@@ -21,6 +21,21 @@ from .protocol import Algorithm
 
 SET_LATER = ("models", "task")
 """Fields of a method that its federation fills in."""
+
+
+def _read_split(value: Any) -> Any:
+    parts = value.replace(",", "/").split("/") if isinstance(value, str) else value
+    try:
+        shares = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        shares = []
+    if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
+        raise ValueError("three positive shares such as 60/20/20")
+    return tuple(share / sum(shares) for share in shares) if abs(sum(shares) - 1) > 1e-9 else tuple(shares)
+
+
+Split = Annotated[tuple[float, float, float], BeforeValidator(_read_split)]
+"""Shares of training, validation and test rows that add up to 1; read from 60/20/20 as well."""
 
 
 class Experiment(BaseModel):
@@ -43,7 +58,7 @@ class Experiment(BaseModel):
     partition: str = Field(
         "dirichlet:0.5", description="iid, dirichlet:ALPHA, pathological:K, quantity:ALPHA, site, file:PATH"
     )
-    split: tuple[float, float, float] = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
+    split: Split = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
     min_per_client: int = Field(10, ge=0, description="least number of rows of a client")
 
     models: tuple[str, ...] = Field((), description="models that clients take in turn [five sizes for the data]")
@@ -60,18 +75,6 @@ class Experiment(BaseModel):
     store_budget: int = Field(512, ge=0, description="MiB of client states kept in memory")
 
     parameters: dict[str, Any] = Field({}, description="the method's own")
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _read_split(cls, value: Any) -> Any:
-        parts = value.replace(",", "/").split("/") if isinstance(value, str) else value
-        try:
-            shares = [float(part) for part in parts]
-        except (TypeError, ValueError):
-            shares = []
-        if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
-            raise ValueError("three positive shares such as 60/20/20")
-        return tuple(share / sum(shares) for share in shares) if abs(sum(shares) - 1) > 1e-9 else tuple(shares)
 
     @field_validator("models", mode="before")
     @classmethod

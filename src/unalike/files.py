@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, fsync, rename, fsync the folder. On failure (a full disk) the old file stays, the new is removed."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write aside, fsync, rename, fsync the folder. On failure (a full disk) the old file stays, the new is removed.
+
+    The file has the rights `mode` from its first byte on, less those that the umask takes.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)  # one left by a crash could be open to others
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -37,6 +37,8 @@ PLAIN = (
 class Source:
     """Labelled rows, sound by construction: an `InputError` says what is wrong with those that are not.
 
+    Whether they are enough to learn from is asked of all rows together (`require_classes`), not of one site's share.
+
     x: image uint8 or float32 (n, channels, height, width), table float32 (n, features), window float32 (n, channels,
     time); y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official test set; sites: str (n,), each row's
     natural client; pixel_max: the value of an image that is white; impute: how a client is to fill NaN, which
@@ -56,15 +58,6 @@ class Source:
 
     def __post_init__(self) -> None:
         same_length(self.name, x=self.x, y=self.y, test=self.test, sites=self.sites)
-        present = np.unique(self.y)
-        if len(present) < 2:
-            only = f"one class ({self.classes[present[0]]!r})" if len(present) else "no rows"
-            raise InputError(f"{self.name} has {only}: at least 2 classes are needed")
-        if 2 * len(present) > len(self.y):
-            raise InputError(
-                f"{self.name} has {len(present)} different labels in {len(self.y)} rows: labels must be classes with "
-                "rows to learn from, not measurements or identifiers"
-            )
         if self.test is not None and self.test.all() | ~self.test.any():
             raise InputError(f"{self.name}: `test` must mark some rows and not all; it marks {self.test.sum()}")
         if self.impute not in (None, *get_args(Impute)):
@@ -84,6 +77,18 @@ class Source:
             hint = "images cannot miss pixels" if self.kind == "image" else "give --impute mean, median or zero"
             raise InputError(f"{self.name}: row {row + 1}, {place} is NaN; {hint}")
         raise InputError(f"{self.name}: row {row + 1}, {place} is infinite as float32; correct or drop it")
+
+    def require_classes(self) -> None:
+        """Raise `InputError` unless the labels are at least 2 classes, of 2 rows each on average."""
+        present = np.unique(self.y)
+        if len(present) < 2:
+            only = f"one class ({self.classes[present[0]]!r})" if len(present) else "no rows"
+            raise InputError(f"{self.name} has {only}: at least 2 classes are needed")
+        if 2 * len(present) > len(self.y):
+            raise InputError(
+                f"{self.name} has {len(present)} different labels in {len(self.y)} rows: labels must be classes with "
+                "rows to learn from, not measurements or identifiers"
+            )
 
     def sample(self, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The row numbers, ascending, of so many rows drawn at random; an official test set stays whole beside them."""

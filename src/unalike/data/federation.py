@@ -76,6 +76,28 @@ class Federation:
             ],
         }
 
+    def only(self, clients: Sequence[int]) -> Federation:
+        """The same federation with a copy of these clients' rows and nobody else's, as it is handed to their site.
+
+        Their `data` keep their bits; all other clients are left without rows. Numbers, infos and models stay.
+
+        Raises:
+            InputError: a client that there is not.
+        """
+        n = len(self.clients)
+        for client in clients:
+            if not 0 <= client < n:
+                raise InputError(f"there is no client {client}: the clients are 0 to {n - 1}")
+        mine = [self.rows(client, part) for part in PARTS for client in clients]
+        kept = np.unique(np.concatenate([np.zeros(0, np.int64), *mine]))
+        train, validation, test = (
+            tuple(np.searchsorted(kept, self.rows(k, part) if k in clients else kept[:0]) for k in range(n))
+            for part in PARTS
+        )
+        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None)
+        partition = replace(self.partition, train=train, validation=validation, test=test)
+        return replace(self, source=source, partition=partition, keys={})
+
     def save(self, folder: Path) -> None:
         """Write what `load` needs; the rows as .npy files that processes of one machine map and share."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +173,7 @@ def federation(
     keys: dict[str, Any] = {}
     if isinstance(data, Source):
         source = data
+        source.require_classes()
     else:
         keys = {"data": data, "data_path": data_path and str(data_path), "label": label, "site_column": site_column}
         keys |= {"impute": impute, "image_size": image_size, "split": tuple(split), "min_per_client": min_per_client}

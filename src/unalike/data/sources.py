@@ -61,11 +61,21 @@ def load(
     site_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
+    whole: bool = True,
 ) -> Source:
-    """The source called `name`, or the one in the file or folder `name` (.csv, .npz, images, clients)."""
+    """The source called `name`, or the one in the file or folder `name` (.csv, .npz, images, clients).
+
+    `whole` says that these are all rows there are; one site's share may hold a single class.
+    """
     if image_size is not None and not 1 <= image_size <= 4096:
         raise InputError(f"--image-size {image_size} is out of range: give 1 to 4096 pixels")
-    options = _Options(path, label, site_column, impute, image_size)
+    found = _find(name, _Options(path, label, site_column, impute, image_size))
+    if whole:
+        found.require_classes()
+    return found
+
+
+def _find(name: str, options: _Options) -> Source:
     if name in SOURCES:
         return SOURCES[name].load(name, options)
     place = Path(name).expanduser()
