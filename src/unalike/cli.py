@@ -13,15 +13,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperCommand
 
+from .deploy import commands
 from .errors import InputError, UnalikeError
+from .options import ExperimentCommand, Folder, Json, Out, Quiet, experiment, words
 
 if TYPE_CHECKING:
     from .config import Experiment
-
-KEYS = "unalike.keys"
-"""Where in click's context the experiment keys given as options are gathered."""
 
 app = typer.Typer(
     add_completion=False,
@@ -31,64 +29,7 @@ app = typer.Typer(
     help="Federated learning among clients that do not match: different models, memories, modalities and data.",
     epilog="--debug anywhere shows the traceback of an error.",
 )
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 Client = Annotated[int, typer.Option("--client", help="whose model", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no result table")]
-Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="folder to write; it must not exist yet")]  # noqa: UP045
-
-
-class ExperimentCommand(TyperCommand):
-    """A command that takes every key of an experiment as an option, and the method's own parameters beside them."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["context_settings"] = {"allow_extra_args": True, "ignore_unknown_options": True}
-        super().__init__(*args, **kwargs)
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *_experiment_options()]
-
-
-def _experiment_options() -> list[click.Parameter]:
-    from .config import GENERAL, Experiment
-
-    def gather(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            ctx.meta.setdefault(KEYS, {})[param.name] = value
-
-    return [
-        click.Option(
-            [f"--{name.replace('_', '-')}"],
-            help=f"{field.description}{f' [{_shown(field.default)}]' if field.default not in (None, (), {}) else ''}",
-            expose_value=False,
-            callback=gather,
-            metavar="VALUE",
-        )
-        for name in GENERAL
-        if name != "method" and (field := Experiment.model_fields[name])
-    ]
-
-
-def _shown(default: Any) -> str:
-    return "/".join(f"{100 * share:.0f}" for share in default) if isinstance(default, tuple) else str(default)
-
-
-def _words(ctx: click.Context) -> tuple[list[str], dict[str, Any]]:
-    """What is to be run, and its keys: general ones from click, the method's own from what click left over."""
-    words, keys = [], dict(ctx.meta.get(KEYS, {}))
-    left = list(ctx.args)
-    while left:
-        word = left.pop(0)
-        if not word.startswith("-"):
-            words.append(word)
-            continue
-        name, equals, value = word.lstrip("-").partition("=")
-        if not equals:
-            if not left or left[0].startswith("--"):
-                raise InputError(f"{word} needs a value: {word} VALUE")
-            value = left.pop(0)
-        keys[name.replace("-", "_") if "." not in name else name] = value
-    return words, keys
 
 
 @app.command(cls=ExperimentCommand, options_metavar="[EXPERIMENT.toml | METHOD | file.py:Class] [OPTIONS]")
@@ -102,17 +43,12 @@ def run(
 
     The method's own parameters are options too: `unalike methods METHOD` lists them.
     """
-    from . import api, config
+    from . import api
 
-    words, keys = _words(ctx)
-    if not words:
+    given, keys = words(ctx)
+    if not given:
         return _demonstration(keys, out, quiet, as_json)
-    method, *more = words
-    if more:
-        raise InputError(f"unexpected argument {more[0]!r} after {method}: options are --name value")
-    is_file = method.endswith(".toml")
-    asked = config.from_toml(Path(method), keys) if is_file else config.resolve({**keys, "method": method})
-    prepared = api.prepare(asked)
+    prepared = api.prepare(experiment(given, keys))
     _tell(api.run(prepared, out=out, listeners=_listeners(prepared.experiment, quiet)), quiet, as_json)
     return None
 
@@ -156,15 +92,15 @@ def compare(
     """
     from . import api, comparison
 
-    words, keys = _words(ctx)
+    given, keys = words(ctx)
     asked_for = {"seeds": seeds, "reference": reference, "target": target, "tune": tune, "trials": trials}
     default = click.core.ParameterSource.DEFAULT
     keys |= {name: value for name, value in asked_for.items() if ctx.get_parameter_source(name) is not default}
     keys |= {"light": True} if light else {}
-    if len(words) == 1 and words[0].endswith(".toml"):
-        asked = comparison.from_toml(Path(words[0]), keys)
+    if len(given) == 1 and given[0].endswith(".toml"):
+        asked = comparison.from_toml(Path(given[0]), keys)
     else:
-        asked = comparison.compose(words, keys)
+        asked = comparison.compose(given, keys)
     folder = out or api.free_folder("compare")
     _compared(folder, comparison.start(asked, folder, listeners_of=_announced(quiet)), quiet, as_json)
 
@@ -317,6 +253,9 @@ def doctor(as_json: Json = False) -> None:
     from .doctor import examine
 
     _list(examine(), as_json)
+
+
+commands.add_to(app)
 
 
 def _list(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:

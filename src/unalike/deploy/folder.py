@@ -109,6 +109,7 @@ class Deployment(_Written):
     name: SiteName = Field(description="of the deployment")
     address: Address = Field(description="host:port by which sites reach the server")
     sites: tuple[SiteName, ...] = Field(min_length=1, description="names of the sites, in the order of their clients")
+    clients: int = Field(ge=1, description="number of clients; client k is at site k mod the number of sites")
     min_sites: int = Field(1, ge=1, description="a round starts when so many sites are there")
     stage: Stage = Field(
         Stage.SHARED, description="local: nothing is shared; canary: the sites below share; shared: all"
@@ -142,9 +143,9 @@ class Deployment(_Written):
             raise ValueError("at least one site, as the stage is canary")
         return value
 
-    def clients(self, total: int) -> dict[str, tuple[int, ...]]:
-        """The client numbers of each site: client k of so many is at site k mod N."""
-        return {site: tuple(range(k, total, len(self.sites))) for k, site in enumerate(self.sites)}
+    def clients_of_sites(self) -> dict[str, tuple[int, ...]]:
+        """The client numbers of each site: client k is at site k mod N."""
+        return {site: tuple(range(k, self.clients, len(self.sites))) for k, site in enumerate(self.sites)}
 
 
 class SiteConfig(_Written):

@@ -58,7 +58,7 @@ def init(
         raise InputError(f"{folder} exists already: choose another folder, or move it away")
     name = folder.name if NAME.fullmatch(folder.name) else "unalike"
     keys = {"name": name, "min_sites": len(names), **more, "address": address, "sites": tuple(names)}
-    deployment = checked(Deployment, keys)
+    checked(Deployment, {**keys, "clients": len(names)})
     pins = wheels()
     prepared = runs.prepare(experiment or _default(len(names)))
     clients = len(prepared.federation.clients)
@@ -66,6 +66,7 @@ def init(
         raise InputError(
             f"{clients} clients cannot be divided among {len(names)} sites: ask for --clients {len(names)}"
         )
+    deployment = checked(Deployment, {**keys, "clients": clients})
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True)
@@ -109,8 +110,8 @@ def _fill(aside: Path, folder: Path, deployment: Deployment, prepared: Prepared)
     package.mkdir(parents=True)
     _write(aside / APP / "pyproject.toml", _text("pyproject.toml", version=version, config=_toml_folder(folder)))
     _write(package / "__init__.py", '"""A Flower app around unalike."""\n')
-    for side in ("server", "client"):
-        _write(package / f"{side}.py", _text("component.py", side=side))
+    for side, module in (("server", "unalike.deploy.serverapp"), ("client", "unalike.engines.flower.client")):
+        _write(package / f"{side}.py", _text("component.py", side=side, module=module))
     _write(aside / "Dockerfile", _text("Dockerfile", name=deployment.name, version=version))
     _write(aside / ".dockerignore", _text("dockerignore"))
 
@@ -153,7 +154,7 @@ def _write_sites(aside: Path, deployment: Deployment, prepared: Prepared) -> Non
     from . import certificates
 
     code = _own_code(prepared)
-    for name, clients in deployment.clients(len(prepared.federation.clients)).items():
+    for name, clients in deployment.clients_of_sites().items():
         site = aside / SITES / name
         site.mkdir(mode=0o700, parents=True)
         (site / "state").mkdir(mode=0o700)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from .. import config, runs
 from ..errors import InputError, RunError
 from ..files import write_atomically
+from ..telemetry import events
 from ..telemetry.events import Listener
 from . import certificates
 from .diagnose import diagnose
@@ -27,6 +29,7 @@ HOME, LOG, STATE = ".flower", "superlink.log", "superlink.db"
 CONNECTION = "here"
 STARTING = 60.0
 """Seconds within which a ServerApp that Flower has taken on is at work."""
+STARTED = re.compile(r"Successfully started run (\d+)")
 
 
 def server(folder: Path, allow_insecure: bool = False) -> None:
@@ -113,17 +116,46 @@ def run(folder: Path, allow_insecure: bool = False, listeners: Sequence[Listener
         tail.tell()
         now = time.monotonic()
         if is_driven(folder):
-            next_start, end = now, now + wait
+            next_start, end, said = now, now + wait, ""
         elif failed.exists():
             raise RunError(json.loads(failed.read_text())["error"])
         elif now > end:
             raise RunError(_why(said, f"no ServerApp has been at work for {wait:g} s"))
         elif now >= next_start:
+            if ended := _ended(folder, deployment, said):
+                raise RunError(_why(ended, "the ServerApp could not start"))
             said = _flwr(folder, deployment, ["run", str(folder / APP), CONNECTION])
-            next_start = time.monotonic() + (STARTING if "Successfully started run" in said else 2.0)
+            next_start = time.monotonic() + (STARTING if STARTED.search(said) else 2.0)
         time.sleep(0.2)
     tail.tell()
     return out
+
+
+def status(folder: Path, allow_insecure: bool = False) -> dict[str, Any]:
+    """What stands in a deployment's folder: its stage, sites, certificates, and how far its run has come."""
+    folder = folder.resolve()
+    deployment, out = read_deployment(folder, allow_insecure), run_folder(folder)
+    failed = out.with_suffix("." + FAILED)
+    rounds = [e for e in events.read(out / runs.EVENTS) if e["event"] == "round"] if (out / runs.EVENTS).exists() else []
+    state = "finished" if (out / runs.SUMMARY).exists() else "running" if is_driven(folder) else "not running"
+    found: dict[str, Any] = {
+        "deployment": deployment.name,
+        "address": deployment.address,
+        "stage": deployment.stage.value,
+        "sites": list(deployment.sites),
+        "certificates": certificate_warnings(folder, deployment) or ["valid for more than 30 days"],
+        "run": str(out),
+        "state": state,
+        "round": rounds[-1]["round"] if rounds else 0,
+        "clients of the last round": rounds[-1]["clients"] if rounds else [],
+    }
+    return found | ({"failed": json.loads(failed.read_text())["error"]} if failed.exists() else {})
+
+
+def _ended(folder: Path, deployment: Deployment, said: str) -> str:
+    """What the ServerApp that was started has said, if it has ended without ever being at work."""
+    started = STARTED.search(said)
+    return _flwr(folder, deployment, ["log", started[1], CONNECTION, "--show"]) if started else ""
 
 
 class _Tail:

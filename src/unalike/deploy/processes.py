@@ -28,8 +28,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def child(command: Sequence[str], env: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[Any]]:
-    """A process that ends with this block, however it ends; a signal to end us ends it first."""
-    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    """A process that ends with this block, or with us, however that comes."""
+    leashed = [sys.executable, "-m", "unalike.deploy.leash", *command]
+    process = subprocess.Popen(leashed, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield process
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import api, runs
+from .. import api
 from ..config import Experiment
 from ..errors import RunError
 from ..telemetry.events import Listener
@@ -37,11 +37,16 @@ class Rehearsal:
     def identical(self) -> bool:
         return self.deployed == self.in_process
 
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        hashes = {"state_sha256": self.deployed, "in_process_state_sha256": self.in_process}
+        return {"identical": self.identical, **hashes, "seconds_per_round": self.seconds_per_round, "run": str(self.folder)}
+
 
 def rehearse(
-    experiment: Experiment, sites: int, out: Path, listeners: Sequence[Listener] = (), keep_alive: bool = True
+    experiment: Experiment, names: Sequence[str], out: Path, listeners: Sequence[Listener] = (), keep_alive: bool = True
 ) -> Rehearsal:
-    """Deploy `experiment` to so many sites of this machine, run it, stop everything, and run it again in process.
+    """Deploy `experiment` to sites of these names on this machine, run it, stop everything, and run it again in process.
 
     Args:
         out: folder to make; the deployment is in it, and the run in process in `in-process`.
@@ -51,7 +56,6 @@ def rehearse(
         InputError: the experiment or the folder is wrong; nothing was started.
         RunError: a part of the deployment failed, in plain words.
     """
-    names = [f"site-{k + 1}" for k in range(sites)]
     init(out, experiment, names, f"127.0.0.1:{free_port()}")
     with deployed(out, names, keep_alive):
         folder = operate.run(out, listeners=listeners)
@@ -59,9 +63,7 @@ def rehearse(
     alone = api.run(prepared, out=out / "in-process", report=False)
     found, events = api.Result(folder), [e for e in api.Result(folder).events() if e["event"] == "round"]
     steady = [event["seconds"] for event in events[1:-1]] or [event["seconds"] for event in events]
-    return Rehearsal(
-        found.summary["state_sha256"], alone.summary["state_sha256"], sum(steady) / len(steady), folder
-    )
+    return Rehearsal(found.summary["state_sha256"], alone.summary["state_sha256"], sum(steady) / len(steady), folder)
 
 
 @contextlib.contextmanager

@@ -176,7 +176,9 @@ class _Loop:
         except RunError as error:
             raise RunError(f"round {round}: {error}") from error
         versions = dict(self.index.versions) | {
-            info.id: (head["version"], head["sha256"]) for info, head in zip(chosen, heads, strict=True) if head["version"]
+            info.id: (head["version"], head["sha256"])
+            for info, head in zip(chosen, heads, strict=True)
+            if head["version"]
         }
         self.index = replace(self.index, round=round, versions=versions)
         event: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -73,9 +74,9 @@ class Store:
 
 
 def remove_unreferenced(folder: Path, clients: Iterable[int], referenced: set[tuple[int, int]]) -> None:
-    """Delete those versions of `clients` that no kept checkpoint refers to."""
+    """Delete those versions of `clients` that no kept checkpoint refers to. Those that lie elsewhere are left out."""
     for client in clients:
-        with os.scandir(folder / str(client)) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder / str(client)) as entries:
             for entry in entries:
                 version = entry.name.removesuffix(".safetensors")
                 if not version.isdigit() or (client, int(version)) not in referenced:

@@ -54,7 +54,9 @@ def read_run(folder: Path) -> Run:
     events = list(_events(folder / "events.jsonl"))
     rounds = {e.round: e for e in events if e.event == "round"}  # of a round repeated after a crash the last counts
     for late in (e for e in events if e.event == "evaluation" and e.round in rounds):
-        rounds[late.round] = rounds[late.round].model_copy(update={k: getattr(late, k) for k in ("evaluation", "metrics")})
+        rounds[late.round] = rounds[late.round].model_copy(
+            update={k: getattr(late, k) for k in ("evaluation", "metrics")}
+        )
     summary, partition = _file(folder / "summary.json", Summary), _file(folder / "partition.json", Partition)
     experiment = _toml(folder / "experiment.toml")
     ordered = [rounds[r] for r in sorted(rounds)]

@@ -151,8 +151,7 @@ class Host:
         if tree.sha256(message.tree) != head["base"]:
             raise InputError(f"what arrived for client {client} is not what was sent: its sha256 differs")
         referenced = {(client, int(version)) for version in (*head["keep"], head["version"])}
-        if (site.store.folder / str(client)).exists():
-            remove_unreferenced(site.store.folder, [client], referenced)
+        remove_unreferenced(site.store.folder, [client], referenced)
         return site.reply(message)
 
     def _reopen(self, run: str) -> Site:

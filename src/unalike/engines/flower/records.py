@@ -22,7 +22,8 @@ BFLOAT16 = "bfloat16"
 _HELD = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"{kind}{bits}": f"<{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)},
-    **{"BOOL": "?", "BF16": "<u2"},
+    "BOOL": "?",
+    "BF16": "<u2",
 }
 """How NumPy holds what safetensors calls so."""
 

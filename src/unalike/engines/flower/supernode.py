@@ -1,14 +1,12 @@
 """Flower's SuperNode, looking for messages more often: `python -m unalike.engines.flower.supernode [its arguments]`.
 
 A SuperNode that finds no message waits three seconds before it looks again, so that a round would take at least that.
-The wait is a constant of its module; here it is at most that of the environment's UNALIKE_POLL, in seconds. It ends when
-the process that started it does, however that ends.
+The wait is a constant of its module; here it is at most that of the environment's UNALIKE_POLL, in seconds.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from typing import Any
 
@@ -28,14 +26,7 @@ class _Clock:
         time.sleep(min(seconds, self._longest))
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)  # whoever started this was killed: nobody is there to answer what it would receive
-
-
 def main() -> None:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
