@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,8 @@ def check_algorithm(
     Checked on a small federation of unlike clients (or on `given`): inputs come back unmodified; the same job gives
     the same bits; `up` shares no storage with `down`, state or data; states and messages survive serialisation;
     clients that were not selected keep their state; predictions have one row a sample and no randomness; and a whole
-    run ends in the same bits served serially, in processes, and resumed after an interruption.
+    run ends in the same bits served serially, in processes, through Flower's messages (where the extra `flower` is
+    installed), and resumed after an interruption.
     """
     made = _instance(algorithm)
     found = given or small_federation(alike=made.equal_architectures)
@@ -122,6 +124,11 @@ def _check_engines(prepared: runs.Prepared) -> None:
         pooled = dataclasses.replace(prepared, experiment=by_two)
         found = api.run(pooled, out=folder / "processes", report=False).summary["state_sha256"]
         assert found == serial, "two processes end in other bits than one: something is kept outside state and key"
+        if importlib.util.find_spec("flwr"):
+            by_messages = prepared.experiment.model_copy(update={"engine": "flower"})
+            sent = dataclasses.replace(prepared, experiment=by_messages)
+            found = api.run(sent, out=folder / "flower", report=False).summary["state_sha256"]
+            assert found == serial, "Flower's messages end in other bits: something does not pass through them"
         _interrupt(prepared, folder / "resumed")
         resumed = api.resume(folder / "resumed", prepared.federation, report=False).summary["state_sha256"]
         assert resumed == serial, "a resumed run ends in other bits: something is kept outside server, state and key"
