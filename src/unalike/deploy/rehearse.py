@@ -66,26 +66,34 @@ def rehearse(
     return Rehearsal(found.summary["state_sha256"], alone.summary["state_sha256"], sum(steady) / len(steady), folder)
 
 
+class Parts(dict[str, subprocess.Popen[Any]]):
+    """SuperLink and sites as processes of this machine, by name: "server" and the sites'."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        super().__init__()
+        self._folder, self._stack = folder, stack
+
+    def start(self, name: str) -> None:
+        """Start a part, also once more after it has ended."""
+        log = self._stack.enter_context((self._folder / f"{name}.log").open("ab"))
+        words = ["deploy", "server", str(self._folder)] if name == "server" else ["site", str(self._folder / SITES / name)]
+        command = [sys.executable, "-m", "unalike", *words]
+        self[name] = self._stack.enter_context(child(command, environment(self._folder / operate.HOME), log))
+
+
 @contextlib.contextmanager
-def deployed(folder: Path, names: Sequence[str], keep_alive: bool = True) -> Iterator[dict[str, subprocess.Popen[Any]]]:
-    """SuperLink and sites as processes of this machine by name ("server" and the sites'), ended by pid at the end."""
+def deployed(folder: Path, names: Sequence[str], keep_alive: bool = True) -> Iterator[Parts]:
+    """A deployment at work on this machine, its keys registered; ended by pid at the end."""
     with contextlib.ExitStack() as stack:
-        found: dict[str, subprocess.Popen[Any]] = {}
-
-        def start(name: str, *words: str) -> None:
-            log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            command = [sys.executable, "-m", "unalike", *words]
-            found[name] = stack.enter_context(child(command, environment(folder / operate.HOME), log))
-
-        start("server", "deploy", "server", str(folder))
-        _wait(lambda: operate.register(folder), found["server"], folder / "server.log")
+        parts = Parts(folder, stack)
+        parts.start("server")
+        _wait(lambda: operate.register(folder), parts["server"], folder / "server.log")
         for name in names:
-            site = folder / SITES / name
-            if not keep_alive:
-                text = (site / "site.toml").read_text()
-                (site / "site.toml").write_text(text.replace("keep_alive = true", "keep_alive = false"))
-            start(name, "site", str(site))
-        yield found
+            file = folder / SITES / name / "site.toml"
+            kept = file.read_text()
+            file.write_text(kept if keep_alive else kept.replace("keep_alive = true", "keep_alive = false"))
+            parts.start(name)
+        yield parts
 
 
 def _wait(ready: Any, process: subprocess.Popen[Any], log: Path, patience: float = 60.0) -> None:

@@ -35,13 +35,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the deployment whose folder the app's configuration names."""
+    """Run the deployment whose folder the app's configuration names, looking for replies every `poll` seconds."""
     folder = Path(str(context.run_config["folder"]))
+    patience = Patience(poll=float(str(context.run_config.get("poll", Patience.poll))))
     out = run_folder(folder)
     out.parent.mkdir(exist_ok=True)
     with runs.locked(out.parent):
         try:
-            drive(grid, folder)
+            drive(grid, folder, patience)
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
             write_json(out.with_suffix("." + FAILED), {"error": said, "trace": traceback.format_exc()})
