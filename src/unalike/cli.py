@@ -248,11 +248,30 @@ def data(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, cores, devices, optional parts, data at hand."""
+def doctor(
+    log: Annotated[
+        str, typer.Option("--log", metavar="FILE", help="output of Flower to explain, - for standard input")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check this machine: versions, cores, devices, optional parts, data at hand. With --log: what went wrong."""
+    if log:
+        return _explain(log, as_json)
     from .doctor import examine
 
-    _list(examine(), as_json)
+    return _list(examine(), as_json)
+
+
+def _explain(log: str, as_json: bool) -> None:
+    from .deploy.diagnose import diagnose
+
+    if log != "-" and not Path(log).is_file():
+        raise InputError(f"there is no file {log}: --log FILE, or --log - for standard input")
+    found = diagnose(sys.stdin.read() if log == "-" else Path(log).read_text(errors="replace"))
+    if as_json:
+        print(json.dumps([vars(finding) for finding in found]))
+    else:
+        print("\n".join(f"{f.cause} -> {f.remedy}" for f in found) or "nothing known was found")
 
 
 commands.add_to(app)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .data.sources import load
 from .errors import InputError
 from .runs import processor
 
+FLOWER = ((1, 41), (1, 43))
+"""The versions of flwr that are known to work: the first, and the first that is not."""
 EXTRAS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "hub": ("datasets",), "pandas": ("pandas",)}
 
 
@@ -29,9 +32,11 @@ def examine() -> list[dict[str, Any]]:
         ("torch", torch.__version__, "ok"),
         ("processor", f"{processor()}, {os.cpu_count()} cores", "ok"),
         ("cuda", *_cuda()),
+        ("clock", *_clock(datetime.now(UTC))),
         ("free disk", f"{free:.1f} GiB in {folder}", "ok" if free > 1 else "client states are files: free some space"),
     ]
     rows += [(f"extra {name}", *_extra(name, modules)) for name, modules in EXTRAS.items()]
+    rows += [("extra flower", *_flower())]
     rows += [(f"data {name}", *_data(name)) for name in ("digits", "fashion-mnist")]
     return [{"check": check, "found": found, "status": status} for check, found, status in rows]
 
@@ -40,6 +45,27 @@ def _cuda() -> tuple[str, str]:
     if not torch.cuda.is_available():
         return "none", "absent"
     return torch.cuda.get_device_name(0), "ok"
+
+
+def _clock(now: datetime) -> tuple[str, str]:
+    """Sites sign their messages with the time. Offline one thing is sure: it is later than the installation."""
+    installed = datetime.fromtimestamp(Path(__file__).stat().st_mtime, UTC)
+    behind = now < installed - timedelta(days=1)  # file times may be those of another time zone
+    return f"{now:%Y-%m-%d %H:%M} UTC", "before unalike was installed: timedatectl set-ntp true" if behind else "ok"
+
+
+def _flower() -> tuple[str, str]:
+    remedy = "pip install 'unalike[flower]'"
+    try:
+        found = metadata.version("flwr")
+    except metadata.PackageNotFoundError:
+        return "without flwr", remedy
+    first, beyond = FLOWER
+    inside = first <= tuple(int(part) for part in found.split(".")[:2]) < beyond
+    return (
+        f"flwr {found}",
+        "ok" if inside else f"{remedy}: {first[0]}.{first[1]} or later, before {beyond[0]}.{beyond[1]}",
+    )
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> tuple[str, str]:

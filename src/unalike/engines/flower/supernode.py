@@ -1,7 +1,8 @@
 """Flower's SuperNode, looking for messages more often: `python -m unalike.engines.flower.supernode [its arguments]`.
 
 A SuperNode that finds no message waits three seconds before it looks again, so that a round would take at least that.
-The wait is a constant of its module; here it is at most that of the environment's UNALIKE_POLL, in seconds.
+The wait is a constant of its module; here it is at most that of the environment's UNALIKE_POLL, in seconds. So is the
+time between its signs of life, after the last of which a site that was killed cannot come back for a minute.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 from typing import Any
 
 POLL = "UNALIKE_POLL"
+HEARTBEAT = 10
+"""Seconds between signs of life, Flower's least: two of them missed, and a site's key is free for its next SuperNode."""
 
 
 class _Clock:
@@ -27,9 +30,12 @@ class _Clock:
 
 
 def main() -> None:
-    from flwr.supernode import start_client_internal
+    from flwr.supercore import heartbeat
+    from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
 
+    for module in (heartbeat, fleet_http_connection):
+        module.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT
     start_client_internal.time = _Clock(float(os.environ.get(POLL, "0.2")))  # type: ignore[assignment]
     flower_supernode()
 
