@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from string import Template
@@ -67,20 +68,12 @@ def init(
             f"{clients} clients cannot be divided among {len(names)} sites: ask for --clients {len(names)}"
         )
     deployment = checked(Deployment, {**keys, "clients": clients})
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
+    with _whole(folder) as aside:
         _fill(aside, folder, deployment, prepared)
         _write_server(aside / SERVER, folder, deployment, [host_of(address), *LOOPBACK, *hosts], days)
         _write_sites(aside, deployment, prepared)
         _write(aside / "wheels.txt", pins)
         _write(aside / "README.md", _readme(deployment, aside / SERVER))
-        aside.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    sync_folder(folder.parent)
     return deployment
 
 
@@ -94,6 +87,21 @@ def renew(folder: Path, days: int = 365) -> None:
 
     server = folder / SERVER
     certificates.make_server(server, certificates.hosts(server / f"{certificates.SERVER}.crt"), days)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder aside to be filled, which becomes `folder` at the end of the block, or nothing if that fails."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        aside.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _default(sites: int) -> Experiment:

@@ -24,7 +24,6 @@ from ..data.schema import Schema
 from ..engines.flower.channel import Listener
 from ..engines.flower.client import SOCKET, client_app
 from ..engines.flower.host import Host, Local
-from ..errors import RunError
 from ..files import write_atomically
 from . import certificates
 from .diagnose import diagnose
@@ -33,8 +32,8 @@ from .processes import child, environment, free_port
 
 _log = logging.getLogger("unalike.site")
 LOG = "supernode.log"
-RESTARTS = 5
-"""So often in a row is a SuperNode started again that ends within a minute."""
+LONGEST = 5.0
+"""Seconds between tries to start a SuperNode that ends at once, as while its key is not registered yet."""
 
 
 def run(folder: Path, allow_insecure: bool = False) -> None:
@@ -42,7 +41,6 @@ def run(folder: Path, allow_insecure: bool = False) -> None:
 
     Raises:
         InputError: something in its files is wrong; nothing was started.
-        RunError: its SuperNode cannot go on, with Flower's reason in plain words.
     """
     site = read_site(folder, allow_insecure)
     if not site.insecure:
@@ -101,23 +99,22 @@ def _client(site: SiteConfig, state: Path, host: Host) -> Iterator[list[str]]:
 
 
 def _keep_running(site: SiteConfig, state: Path, arguments: Sequence[str]) -> None:
-    """A SuperNode, started again when it ends, until this process is told to end."""
+    """A SuperNode, started again whenever it ends, until this process is told to end; why it ended is said once."""
     command = [sys.executable, "-m", "unalike.engines.flower.supernode", "--superlink", site.superlink, *arguments]
     if site.insecure:
         command += ["--insecure"]
     else:
         command += ["--root-certificates", site.root_certificates, "--auth-supernode-private-key", site.key]
-    short = 0
+    told, pause = "", 0.5
     while True:
         started = time.monotonic()
         with (state / LOG).open("ab") as log, child(command, environment(state / "flower"), log) as process:
             begun = log.tell()
             code = process.wait()
         said = (state / LOG).read_bytes()[begun:].decode(errors="replace")
-        short = short + 1 if time.monotonic() - started < 60 else 0
         found = diagnose(said)
-        why = f"{found[0].cause}: {found[0].remedy}" if found else f"see {state / LOG}"
-        if short > RESTARTS:
-            raise RunError(f"site {site.name}: the SuperNode ended with code {code}: {why}")
-        _log.warning("the SuperNode ended with code %d and is started again: %s", code, why)
-        time.sleep(min(2.0**short, 30.0))
+        why = f"{found[0].cause}: {found[0].remedy}" if found else f"it ended with code {code}, see {state / LOG}"
+        if why != told:
+            _log.warning("site %s has no connection, and tries again: %s", site.name, why)
+        told, pause = why, 0.5 if time.monotonic() - started > 60 else min(2 * pause, LONGEST)
+        time.sleep(pause)
