@@ -136,7 +136,9 @@ def status(folder: Path, allow_insecure: bool = False) -> dict[str, Any]:
     folder = folder.resolve()
     deployment, out = read_deployment(folder, allow_insecure), run_folder(folder)
     failed = out.with_suffix("." + FAILED)
-    rounds = [e for e in events.read(out / runs.EVENTS) if e["event"] == "round"] if (out / runs.EVENTS).exists() else []
+    rounds = (
+        [e for e in events.read(out / runs.EVENTS) if e["event"] == "round"] if (out / runs.EVENTS).exists() else []
+    )
     state = "finished" if (out / runs.SUMMARY).exists() else "running" if is_driven(folder) else "not running"
     found: dict[str, Any] = {
         "deployment": deployment.name,

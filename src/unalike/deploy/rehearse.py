@@ -40,7 +40,12 @@ class Rehearsal:
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         hashes = {"state_sha256": self.deployed, "in_process_state_sha256": self.in_process}
-        return {"identical": self.identical, **hashes, "seconds_per_round": self.seconds_per_round, "run": str(self.folder)}
+        return {
+            "identical": self.identical,
+            **hashes,
+            "seconds_per_round": self.seconds_per_round,
+            "run": str(self.folder),
+        }
 
 
 def rehearse(
@@ -76,7 +81,9 @@ class Parts(dict[str, subprocess.Popen[Any]]):
     def start(self, name: str) -> None:
         """Start a part, also once more after it has ended."""
         log = self._stack.enter_context((self._folder / f"{name}.log").open("ab"))
-        words = ["deploy", "server", str(self._folder)] if name == "server" else ["site", str(self._folder / SITES / name)]
+        words = (
+            ["deploy", "server", str(self._folder)] if name == "server" else ["site", str(self._folder / SITES / name)]
+        )
         command = [sys.executable, "-m", "unalike", *words]
         self[name] = self._stack.enter_context(child(command, environment(self._folder / operate.HOME), log))
 
