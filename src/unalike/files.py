@@ -17,7 +17,8 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)  # one left by a crash could be open to others
     try:
-        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode)) as file:
+        aside.touch(mode, exist_ok=False)
+        with aside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
