@@ -51,7 +51,7 @@ class Rehearsal:
 def rehearse(
     experiment: Experiment, names: Sequence[str], out: Path, listeners: Sequence[Listener] = (), keep_alive: bool = True
 ) -> Rehearsal:
-    """Deploy `experiment` to sites of these names on this machine, run it, stop everything, and run it again in process.
+    """Deploy `experiment` to sites of these names on this machine, run it, stop everything, run it again in process.
 
     Args:
         out: folder to make; the deployment is in it, and the run in process in `in-process`.

@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from .. import api, config, runs
+from ..algorithms import find
 from ..config import Experiment
 from ..data.federation import Federation
 from ..data.schema import FILE as SCHEMA
@@ -86,7 +87,7 @@ def staged(experiment: Experiment, deployment: Deployment) -> Experiment:
     """What runs at the deployment's stage: at `local` every site trains its own model and no tensor leaves it."""
     if deployment.stage is not Stage.LOCAL:
         return experiment
-    shared = config.parameters_of(runs.find("standalone"))
+    shared = config.parameters_of(find("standalone"))
     keys = {k: v for k, v in config.flat(experiment).items() if k not in experiment.parameters or k in shared}
     return config.resolve({**keys, "method": "standalone"})
 

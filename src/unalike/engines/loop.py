@@ -29,7 +29,9 @@ class Engine(Protocol):
     """An ordered map from requests to replies, and where its sites keep their stores."""
 
     name: str
-    workers: int
+
+    @property
+    def workers(self) -> int: ...
 
     def open(self, setup: Setup, federation: Federation) -> None: ...
 
@@ -46,10 +48,13 @@ class RemoteEngine(Engine, Protocol):
     clients it asks when it asks them next: evaluation is part of the following round's message.
     """
 
-    sent: int
-    """Bytes of all messages to sites so far, with their envelope."""
-    received: int
-    """Bytes of all messages from sites so far."""
+    @property
+    def sent(self) -> int:
+        """Bytes of all messages to sites so far, with their envelope."""
+
+    @property
+    def received(self) -> int:
+        """Bytes of all messages from sites so far."""
 
     def present(self, clients: Sequence[ClientInfo]) -> Sequence[ClientInfo]:
         """Those of `clients` that can be asked now, in order, as they have described themselves."""
@@ -90,6 +95,13 @@ class _Overdue:
     key: Key
     left: dict[int, ClientInfo]
     """The clients that have not been asked yet."""
+
+    def takes(self, info: ClientInfo, leaves: tree.Flat, down: tree.Tree) -> bool:
+        """Whether a client's evaluation goes with the message that holds `leaves`: if `down` is the same tensors."""
+        together = info.id in self.left and _same_tensors(leaves, tree.flatten(down))
+        if together:
+            del self.left[info.id]
+        return together
 
     def rest(self) -> Iterator[ClientInfo]:
         """Those whom no other message has taken along; to be asked for when all others are sent."""
@@ -175,12 +187,8 @@ class _Loop:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
         except RunError as error:
             raise RunError(f"round {round}: {error}") from error
-        versions = dict(self.index.versions) | {
-            info.id: (head["version"], head["sha256"])
-            for info, head in zip(chosen, heads, strict=True)
-            if head["version"]
-        }
-        self.index = replace(self.index, round=round, versions=versions)
+        kept = {info.id: (h["version"], h["sha256"]) for info, h in zip(chosen, heads, strict=True) if h["version"]}
+        self.index = replace(self.index, round=round, versions={**self.index.versions, **kept})
         event: dict[str, Any] = {
             "event": "round",
             "round": round,
@@ -277,10 +285,8 @@ class _Loop:
             head |= {"version": version, "sha256": digest}
             if self.remote:
                 head["keep"] = self.checkpoints.versions(info.id)
-            if overdue and info.id in overdue.left:
-                if _same_tensors(leaves, tree.flatten(broadcast(server, info, overdue.round))):
-                    del overdue.left[info.id]
-                    head["evaluate"] = {"round": overdue.round, "key": (overdue.key / info.id).digest.hex()}
+            if overdue and overdue.takes(info, leaves, broadcast(server, info, overdue.round)):
+                head["evaluate"] = {"round": overdue.round, "key": (overdue.key / info.id).digest.hex()}
             frame = Message(head, body).encode()
             traffic.down += size
             yield frame

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from ...errors import RunError
 from ..wire import read_frame, write_frame
@@ -57,9 +57,9 @@ class Listener:
         if self._secret and not hmac.compare_digest(connection.rfile.read(_SECRET_BYTES), self._secret):
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, RunError):  # whoever asked has gone
-            frame = read_frame(connection.rfile)
+            frame = read_frame(cast(BinaryIO, connection.rfile))
             if frame is not None:
-                write_frame(connection.wfile, answer(frame))
+                write_frame(cast(BinaryIO, connection.wfile), answer(frame))
 
     def close(self) -> None:
         self._server.shutdown()
@@ -73,8 +73,8 @@ def ask(address: str, frame: bytes) -> bytes:
     """The answer to a frame; `RunError` when nobody listens at `address`, or whoever did has died."""
     try:
         with _connected(address) as connection, connection.makefile("rwb") as stream:
-            write_frame(stream, frame)
-            answer = read_frame(stream)
+            write_frame(cast(BinaryIO, stream), frame)
+            answer = read_frame(cast(BinaryIO, stream))
     except OSError as error:
         raise RunError(f"the site's worker does not answer ({error.strerror or error}): start unalike site") from None
     if answer is None:

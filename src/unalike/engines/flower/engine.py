@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,7 +148,7 @@ class Flower:
             time.sleep(self.patience.poll if ids else 0)
         return self.roster.among(registered.keys() & (self._joined if self._asked else registered.keys()))
 
-    def map(self, requests: Iterable[bytes]) -> Iterator[bytes]:
+    def map(self, requests: Iterable[bytes]) -> Generator[bytes, None, None]:
         """Replies in the order of requests; at most two requests a site are on their way."""
         waiting = enumerate(requests)
         flying, landed, next_out, more = dict[str, _Flight](), dict[int, bytes](), 0, True
@@ -212,10 +212,9 @@ class Flower:
                 bool(flight.failed) or flight.node not in self.post.nodes()
             )
             if away:
-                why = flight.failed or "it is away"
                 raise RunError(
-                    f"{flight.what}: site {site} has not answered for {self.patience.gone:g} s ({why}): start it again, "
-                    "then go on with unalike deploy run"
+                    f"{flight.what}: site {site} has not answered for {self.patience.gone:g} s "
+                    f"({flight.failed or 'it is away'}): start it again, then go on with unalike deploy run"
                 )
             flight.due = now + self.patience.ping
             if not flight.failed:

@@ -23,7 +23,7 @@ class LocalGrid(Grid):
     """
 
     def __init__(self, apps: Sequence[ClientApp], record: Recorder | None = None) -> None:
-        self._apps = {number: app for number, app in enumerate(apps, start=1)}
+        self._apps = dict(enumerate(apps, start=1))
         self._contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in self._apps}
         self._asked: dict[str, Message] = {}
         self._record = record or (lambda message: None)

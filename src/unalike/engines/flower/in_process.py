@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from ...data.federation import Federation
@@ -58,7 +58,7 @@ class InProcess:
     def present(self, clients: Sequence[ClientInfo]) -> Sequence[ClientInfo]:
         return self._engine.present(clients)
 
-    def map(self, requests: Iterable[bytes]) -> Iterator[bytes]:
+    def map(self, requests: Iterable[bytes]) -> Generator[bytes, None, None]:
         return self._engine.map(requests)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ def to_content(message: Message) -> RecordDict:
     head = {k if _is_plain(v) else k + NESTED: v if _is_plain(v) else json.dumps(v) for k, v in message.head.items()}
     content = RecordDict({TICKET: ConfigRecord(head)})
     if message.body:
-        leaves = safetensors.deserialize(message.body)
+        leaves = safetensors.deserialize(message.body)  # type: ignore[no-untyped-call]
         content[TREE] = ArrayRecord({name: _array(leaf) for name, leaf in sorted(leaves, key=lambda named: named[0])})
     return content
 
@@ -46,7 +46,7 @@ def from_content(content: RecordDict) -> Message:
             head[name.removesuffix(NESTED)] = json.loads(str(value))
         else:
             head[name] = value
-    return Message(head, _body(content[TREE]) if TREE in content else b"")
+    return Message(head, _body(content.array_records[TREE]) if TREE in content.array_records else b"")
 
 
 def _is_plain(value: Any) -> bool:

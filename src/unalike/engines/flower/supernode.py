@@ -13,7 +13,7 @@ from typing import Any
 
 POLL = "UNALIKE_POLL"
 HEARTBEAT = 10
-"""Seconds between signs of life, Flower's least: two of them missed, and a site's key is free for its next SuperNode."""
+"""Seconds between signs of life, Flower's least: when two are missed, the key is free for the next SuperNode."""
 
 
 class _Clock:
@@ -35,8 +35,8 @@ def main() -> None:
     from flwr.supernode.cli import flower_supernode
 
     for module in (heartbeat, fleet_http_connection):
-        module.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT
-    start_client_internal.time = _Clock(float(os.environ.get(POLL, "0.2")))  # type: ignore[assignment]
+        module.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT  # type: ignore[attr-defined]
+    start_client_internal.time = _Clock(float(os.environ.get(POLL, "0.2")))  # type: ignore[assignment, attr-defined]
     flower_supernode()
 
 

@@ -1,4 +1,4 @@
-"""A ClientApp whose process stays: it takes tasks from the SuperNode as Flower's SuperExec would, and answers them here.
+"""A ClientApp whose process stays: it takes tasks from the SuperNode as Flower's SuperExec does, and answers them.
 
 The SuperNode runs with `--isolation process`, so it starts no process per message; and nothing of the app that the
 server sends along is ever installed or run. Interfaces of flwr 1.41 and 1.42 that are not public are used here and in
