@@ -26,7 +26,7 @@ from unalike.deploy.folder import (
 from unalike.errors import InputError
 
 ADDRESS = "127.0.0.1:9092"
-DEPLOYMENT: dict[str, Any] = {"name": "lungs", "address": ADDRESS, "sites": ("berlin", "paris", "rome")}
+DEPLOYMENT: dict[str, Any] = {"name": "lungs", "address": ADDRESS, "sites": ("berlin", "paris", "rome"), "clients": 3}
 SITE: dict[str, Any] = {"name": "berlin", "clients": (1,), "superlink": ADDRESS}
 TABLE = Schema(kind="table", shape=(2,), classes=("sick", "well"), features=("age", "dose"), impute="mean")
 
@@ -64,14 +64,13 @@ def test_a_site_reads_back_equal_with_its_paths_counted_from_its_folder(
         data="mine.csv",
         memory="2GB",
         modalities=("x-ray",),
-        models=("nets.py:net(width=3)",),
         trust=("my.py:M", "m.n:f"),
     )
     monkeypatch.chdir(folder.parent)
     found = read_site(write(Path(folder.name), wanted))
     assert found == wanted.located(folder)
     assert (found.data, found.key, found.state) == tuple(str(folder / n) for n in ("mine.csv", "node.key", "state"))
-    assert (found.memory, found.models[0]) == (2_000_000_000, f"{folder}/nets.py:net(width=3)")
+    assert found.memory == 2_000_000_000
     assert found.trust == (f"{folder}/my.py:M", "m.n:f")
     assert site(data="digits").located(folder).data == "digits"
 
@@ -106,7 +105,6 @@ def test_what_is_wrong_with_a_deployment_is_named(keys: dict[str, Any], words: s
         ({"clients": ()}, "clients = .* is refused"),
         ({"clients": (1, 1)}, "a list of different numbers"),
         ({"clients": (-1,)}, "greater than or equal to 0"),
-        ({"models": ("cnn-1", "cnn-2")}, "one model for each of the 1 clients"),
         ({"memory": "much"}, "memory = 'much' is refused"),
         ({"memory": 0}, "memory = 0 is refused: it should be greater than 0"),
         ({"split": "60/40"}, "three positive shares such as 60/20/20"),
@@ -169,7 +167,8 @@ def test_a_key_that_others_can_read_is_refused(folder: Path) -> None:
 
 
 def test_clients_go_round_the_sites() -> None:
-    assert checked(Deployment, DEPLOYMENT).clients(5) == {"berlin": (0, 3), "paris": (1, 4), "rome": (2,)}
+    found = checked(Deployment, {**DEPLOYMENT, "clients": 5}).clients_of_sites()
+    assert found == {"berlin": (0, 3), "paris": (1, 4), "rome": (2,)}
 
 
 def test_a_site_uses_its_own_copy_of_what_it_trusts_and_nothing_else() -> None:
@@ -201,24 +200,16 @@ def test_a_saved_share_is_taken_as_it_is(unlike: Federation, tmp_path: Path) -> 
 def test_a_sites_own_file_in_another_order_takes_its_clients_place(tmp_path: Path) -> None:
     rows = "".join(f"{k / 10},well,{k}\n" for k in range(10))
     (tmp_path / "mine.csv").write_text(f"dose,outcome,age\n{rows}")
-    own = site(clients=(3,), data="mine.csv", label="outcome", models=("mlp-2",)).located(tmp_path)
+    own = site(clients=(3,), data="mine.csv", label="outcome").located(tmp_path)
     found = site_federation(own, TABLE)
     assert [len(found.rows(3, part)) for part in PARTS] == [6, 2, 2]
     assert sorted(found.source.x[:, 0]) == list(range(10))
     assert set(found.source.y) == {1}
     assert [(info.id, info.n) for info in found.clients] == [(0, 0), (1, 0), (2, 0), (3, 6)]
-    assert found.clients[3].tier == "mlp-2"
-    assert found.models["mlp-2"].classes == 2
     assert found.data(3, "train")["x"].shape == (6, 2)
     assert found.partition.hash == site_federation(own, TABLE).partition.hash
     other = own.model_copy(update={"seed": 1})
     assert found.partition.hash != site_federation(other, TABLE).partition.hash
-
-
-def test_without_a_models_name_the_clients_turn_tells(tmp_path: Path) -> None:
-    (tmp_path / "mine.csv").write_text("dose,label,age\n" + "1,well,2\n" * 4)
-    found = site_federation(site(clients=(7,), data="mine.csv").located(tmp_path), TABLE)
-    assert found.clients[7].tier == "mlp-3"
 
 
 def test_several_clients_of_a_site_divide_its_rows_by_column(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from .. import config, models
+from .. import config
 from ..config import Split
 from ..data import Impute, Source
 from ..data.federation import Federation, assemble
@@ -167,10 +167,6 @@ class SiteConfig(_Written):
     split: Split = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
     seed: int = Field(0, description="seeds the split of its rows")
 
-    models: tuple[str, ...] = Field(
-        (), description="its clients' models, in the order of `clients` [five sizes by turn]"
-    )
-    feature_width: int | None = Field(None, ge=1, description="pool all features to this width; equal at all sites")
     memory: ByteSize | None = Field(None, gt=0, description="memory for training, in bytes or as 2GB [not limited]")
     modalities: tuple[str, ...] = Field((), description="what its data are made of")
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
@@ -186,26 +182,12 @@ class SiteConfig(_Written):
             raise ValueError("a list of different numbers")
         return value
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _read_models(cls, value: Any) -> Any:
-        return tuple(config.split_outside_brackets(value)) if isinstance(value, str) else value
-
-    @field_validator("models")
-    @classmethod
-    def _check_models(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        clients = info.data.get("clients", ())
-        if value and clients and len(value) != len(clients):
-            raise ValueError(f"one model for each of the {len(clients)} clients")
-        return value
-
     def located(self, folder: Path) -> SiteConfig:
         """The same site with its paths counted from `folder` and made absolute."""
         names = ["root_certificates", "key", "state"]
         names += [n for n in ("data", "data_path") if getattr(self, n) and getattr(self, n) not in SOURCES]
         found = {name: str((folder / Path(getattr(self, name)).expanduser()).resolve()) for name in names}
-        own = {name: tuple(absolute(text, folder) for text in getattr(self, name)) for name in ("models", "trust")}
-        return self.model_copy(update=found | own)
+        return self.model_copy(update={**found, "trust": tuple(absolute(name, folder) for name in self.trust)})
 
 
 Kept = TypeVar("Kept", bound=_Written)
@@ -311,6 +293,8 @@ def at_home(name: str, trust: Sequence[str]) -> str:
 def site_federation(site: SiteConfig, schema: Schema) -> Federation:
     """The federation as a site holds it: its own clients with their rows, all others without.
 
+    Which models its clients have, the server says when a run begins.
+
     A folder that `Federation.save` wrote (the trial's share) is taken as it is. Other data are brought to the
     agreement and split with the site's seed; several clients divide them by `site_column`, or else at random.
 
@@ -331,8 +315,6 @@ def site_federation(site: SiteConfig, schema: Schema) -> Federation:
 def _saved(site: SiteConfig, schema: Schema) -> Federation:
     found = Federation.load(Path(site.data))
     schema.require(found.source)
-    own = [*site.trust, *map(head, site.models)]
-    found = replace(found, models={t: replace(s, name=at_home(s.name, own)) for t, s in found.models.items()})
     for client in site.clients:
         if client >= len(found.clients) or not len(found.rows(client, "train")):
             raise InputError(f"{site.data} has no rows of client {client}: take the folder of site {site.name}")
@@ -352,9 +334,7 @@ def _own(site: SiteConfig, schema: Schema) -> Federation:
         whole=False,
     )
     source = schema.conform(source)
-    names = models.DEFAULTS[schema.kind]
-    chosen = site.models or tuple(names[client % len(names)] for client in site.clients)
-    return _placed(assemble(source, _divided(site, source), chosen, {}, site.feature_width), site.clients)
+    return _placed(assemble(source, _divided(site, source), (), {}), site.clients)
 
 
 def _divided(site: SiteConfig, source: Source) -> Partition:

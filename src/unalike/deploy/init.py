@@ -180,13 +180,10 @@ def _write_sites(aside: Path, deployment: Deployment, prepared: Prepared) -> Non
 
 def site_config(name: str, clients: Sequence[int], deployment: Deployment, prepared: Prepared) -> SiteConfig:
     """What `init` writes into a site's site.toml; the user's own files are named as they lie in the site's folder."""
-    found = prepared.federation
     keys = {
         "name": name,
         "clients": tuple(clients),
         "superlink": deployment.address,
-        "models": tuple(_beside(found.models[found.clients[client].tier].name) for client in clients),
-        "feature_width": prepared.experiment.feature_width,
         "device": prepared.experiment.device,
         "trust": tuple(dict.fromkeys(head(_beside(text)) for text in _code_names(prepared) if ":" in head(text))),
         "insecure": deployment.insecure,
