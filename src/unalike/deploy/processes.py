@@ -23,7 +23,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     modules = os.pathsep.join(p for p in sys.path if p)
-    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": programs, "PYTHONPATH": modules, POLL: "0.2", **more}
+    ours = {"FLWR_HOME": str(home), "PATH": programs, "PYTHONPATH": modules, "NO_PROXY": without_proxy(), POLL: "0.2"}
+    return {**os.environ, **QUIET, **ours, **more}
+
+
+def without_proxy() -> str:
+    """NO_PROXY as it is and this machine: a proxy is for the way to the server, not between processes of one site."""
+    known = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    return ",".join([*filter(None, known.split(",")), "127.0.0.1", "localhost"])
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import sys
 import threading
@@ -25,7 +26,7 @@ from ..engines.flower.channel import Listener
 from ..engines.flower.client import SOCKET, client_app
 from ..engines.flower.host import Host, Local
 from ..files import write_atomically
-from . import certificates
+from . import certificates, processes
 from .diagnose import diagnose
 from .folder import SiteConfig, at_home, read_site, site_federation
 from .processes import child, environment, free_port
@@ -46,22 +47,27 @@ def run(folder: Path, allow_insecure: bool = False) -> None:
     if not site.insecure:
         for line in certificates.warnings([Path(site.root_certificates)]):
             _log.warning("%s", line)
-    federation = site_federation(site, Schema.from_json(folder / SCHEMA))
-    state = Path(site.state)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["NO_PROXY"] = processes.without_proxy()
     torch.set_num_threads(1)
-    host = Host(_local(site, state), federation)
-    rows = sum(len(federation.rows(client, "train")) for client in site.clients)
+    worker = host(site, folder)
+    rows = sum(len(worker.federation.rows(client, "train")) for client in site.clients)
     _log.info("site %s: clients %s, %d training rows, server %s", site.name, site.clients, rows, site.superlink)
-    with _client(site, state, host) as arguments:
-        _keep_running(site, state, arguments)
+    with _client(site, worker) as arguments:
+        _keep_running(site, arguments)
 
 
-def _local(site: SiteConfig, state: Path) -> Local:
+def host(site: SiteConfig, folder: Path) -> Host:
+    """What answers the server's messages, with the site's rows read and held against the agreement."""
+    federation = site_federation(site, Schema.from_json(folder / SCHEMA))
+    Path(site.state).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Host(_local(site), federation)
+
+
+def _local(site: SiteConfig) -> Local:
     return Local(
         name=site.name,
         clients=site.clients,
-        folder=state,
+        folder=Path(site.state),
         memory=None if site.memory is None else int(site.memory),
         modalities=site.modalities,
         device=site.device,
@@ -70,12 +76,12 @@ def _local(site: SiteConfig, state: Path) -> Local:
 
 
 @contextlib.contextmanager
-def _client(site: SiteConfig, state: Path, host: Host) -> Iterator[list[str]]:
+def _client(site: SiteConfig, worker: Host) -> Iterator[list[str]]:
     """What answers the SuperNode, at work; the SuperNode's arguments that lead to it."""
     port = site.port or free_port()
     common = ["--host", "127.0.0.1", "--port", str(port)]
     if not site.keep_alive:
-        listener = Listener(host.answer)
+        listener = Listener(worker.answer)
         try:
             yield [*common, "--isolation", "subprocess", "--node-config", f'{SOCKET}="{listener.address}"']
         finally:
@@ -84,11 +90,9 @@ def _client(site: SiteConfig, state: Path, host: Host) -> Iterator[list[str]]:
     from ..engines.flower import warm
 
     secret, stop = secrets.token_bytes(32), threading.Event()
-    file = state / ".superexec"
-    file.touch(mode=0o600)
-    write_atomically(file, secret)
-    file.chmod(0o600)
-    arguments = (client_app(host.answer), f"127.0.0.1:{port}", secret, 0.05, stop)
+    file = Path(site.state) / ".superexec"
+    write_atomically(file, secret, mode=0o600)
+    arguments = (client_app(worker.answer), f"127.0.0.1:{port}", secret, 0.05, stop)
     thread = threading.Thread(target=warm.serve, args=arguments, daemon=True)
     thread.start()
     try:
@@ -98,14 +102,14 @@ def _client(site: SiteConfig, state: Path, host: Host) -> Iterator[list[str]]:
         file.unlink(missing_ok=True)
 
 
-def _keep_running(site: SiteConfig, state: Path, arguments: Sequence[str]) -> None:
+def _keep_running(site: SiteConfig, arguments: Sequence[str]) -> None:
     """A SuperNode, started again whenever it ends, until this process is told to end; why it ended is said once."""
     command = [sys.executable, "-m", "unalike.engines.flower.supernode", "--superlink", site.superlink, *arguments]
     if site.insecure:
         command += ["--insecure"]
     else:
         command += ["--root-certificates", site.root_certificates, "--auth-supernode-private-key", site.key]
-    told, pause = "", 0.5
+    told, pause, state = "", 0.5, Path(site.state)
     while True:
         started = time.monotonic()
         with (state / LOG).open("ab") as log, child(command, environment(state / "flower"), log) as process:
