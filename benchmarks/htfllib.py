@@ -30,8 +30,10 @@ from unittest.mock import MagicMock
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import unalike
+from unalike.local import means_by_label
 from unalike.models.cnn import FEATURES, cnn
 from unalike.rng import Key
 from unalike.runs import commit, processor
@@ -63,14 +65,23 @@ minimises CE/2 + KL/20 = 0.55 (10/11 CE + 1/11 KL), which is ours at α = β = 1
 norm. Their FedKD minimises the loss of its authors' code, which is ours at losses = "joint".
 """
 
-PAIRS = {
-    "fedproto": "FedProto",
-    "fml": "FML",
-    "fml, numbers as theirs": "FML",
-    "fedkd": "FedKD",
-    "fedkd, joint": "FedKD",
-}
-"""A run of ours and the one of theirs that it is held against."""
+CHANGED = ("shuffled", "prototypes afterwards")
+"""What of theirs can be changed, to see what a difference comes from: "FedProto, shuffled, prototypes afterwards" is a
+run with both. Shuffled: rows are dealt to batches anew each epoch. Prototypes afterwards: means of what the trained
+model makes of the training rows, not of the features that training has passed through."""
+
+PAIRS = [
+    ("fedproto", "FedProto"),
+    ("fml", "FML"),
+    ("fedkd", "FedKD"),
+    ("fml, numbers as theirs", "FML"),
+    ("fedkd, joint", "FedKD"),
+    ("fedproto", "FedProto, shuffled"),
+    ("fedproto", "FedProto, shuffled, prototypes afterwards"),
+    ("fml", "FML, shuffled"),
+    ("fedkd, joint", "FedKD, shuffled"),
+]
+"""A run of ours and the one of theirs that it is held against. The first three are the comparison as it was planned."""
 
 
 def federation(seed: int) -> unalike.Federation:
@@ -122,7 +133,32 @@ class Network(nn.Module):
         return outputs
 
 
-def drive(name: str, seed: int) -> None:
+def change_theirs(changes: Sequence[str]) -> None:
+    """Replace what is named of `CHANGED` in their classes, in this process."""
+    base = importlib.import_module("flcore.clients.clientbase")
+    proto = importlib.import_module("flcore.clients.clientproto").clientProto
+    fixed, train = base.Client.load_train_data, proto.train
+
+    def shuffled(client: Any, batch_size: int | None = None) -> DataLoader[Any]:
+        loader = fixed(client, batch_size)
+        return DataLoader(loader.dataset, loader.batch_size, shuffle=True, drop_last=loader.drop_last)
+
+    def train_and_average(client: Any) -> None:
+        train(client)
+        model = base.load_item(client.role, "model", client.save_folder_name).eval()
+        x, y = next(iter(DataLoader(fixed(client).dataset, client.train_samples)))
+        with torch.no_grad():
+            found = means_by_label(model.base, {"x": x, "y": y}, client.num_classes)
+        prototypes = {int(label): mean for label, mean in found.items()}
+        base.save_item(prototypes, client.role, "protos", client.save_folder_name)
+
+    if "shuffled" in changes:
+        base.Client.load_train_data = shuffled
+    if "prototypes afterwards" in changes:
+        proto.train = train_and_average
+
+
+def drive(run: str, seed: int) -> None:
     """Their server and clients, in a process whose working folder has the clients beside it.
 
     Modules that their files import and these methods do not need are replaced where they are not installed.
@@ -130,7 +166,8 @@ def drive(name: str, seed: int) -> None:
     for module in ("torchvision", "h5py"):
         if importlib.util.find_spec(module) is None:
             sys.modules[module] = MagicMock()
-    own = THEIRS[name]
+    name, *changes = run.split(", ")
+    change_theirs(changes)
     theirs = {"FedProto": "proto", "FML": "fml", "FedKD": "kd"}[name]
     built = importlib.import_module("flcore.trainmodel.models")
     built.Network = Network  # type: ignore[attr-defined]
@@ -144,7 +181,9 @@ def drive(name: str, seed: int) -> None:
     off |= {"eval_gap": ROUNDS, "time_select": False, "time_threthold": 10000, "top_cnt": 100, "auto_break": False}
     folders = {"save_folder_name": "temp", "models_folder_name": ""}
     nets = {"models": [f"Network({m[-1]})" for m in MODELS], "global_model": f"Network({SHARED[-1]})"}
-    args = SimpleNamespace(**general, **training, **everyone, **off, **folders, **nets, **own, feature_dim=FEATURES)
+    args = SimpleNamespace(
+        **general, **training, **everyone, **off, **folders, **nets, **THEIRS[name], feature_dim=FEATURES
+    )
     getattr(importlib.import_module(f"flcore.servers.server{theirs}"), name)(args, 0).train()
 
 
@@ -166,8 +205,13 @@ def run_ours(name: str, seed: int) -> list[float]:
 # Both
 
 
+def is_theirs(name: str) -> bool:
+    """Whether a run is one of HtFLlib: our names begin small."""
+    return name.split(", ")[0] in THEIRS
+
+
 def measure(name: str, seed: int, htfllib: Path) -> dict[str, Any]:
-    started, theirs = time.perf_counter(), name in THEIRS
+    started, theirs = time.perf_counter(), is_theirs(name)
     accuracies = run_theirs(name, seed, htfllib) if theirs else run_ours(name, seed)
     asked = ["git", "-C", str(htfllib), "rev-parse", "HEAD"]
     return {
@@ -176,7 +220,7 @@ def measure(name: str, seed: int, htfllib: Path) -> dict[str, Any]:
         "mean": sum(accuracies) / len(accuracies),
         "per_client": accuracies,
         "seconds": time.perf_counter() - started,
-        "settings": THEIRS[name] if theirs else OURS[name][1],
+        "settings": THEIRS[name.split(", ")[0]] if theirs else OURS[name][1],
         "commit": commit(),
         "htfllib": subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() if theirs else None,
         "machine": f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}",
@@ -194,13 +238,14 @@ def table(lines: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     head = "| ours | theirs | ours, mean | theirs, mean | ours − theirs, points, paired | ours in their interval |"
     rows = [f"{head} intervals overlap |", "|---|---|--:|--:|--:|---|---|"]
     found = {(line["run"], line["seed"]): line["mean"] for line in lines}
-    for ours, theirs in PAIRS.items():
+    for ours, theirs in PAIRS:
         both = [[found.get((name, seed)) for seed in seeds] for name in (ours, theirs)]
         if None in both[0] + both[1]:
             continue
         (a, w), (b, v) = (interval(values) for values in both)
         d, u = interval([100 * (x - y) for x, y in zip(*both, strict=True)])
-        answers = ("yes" if yes else "**no**" for yes in (abs(a - b) <= v, abs(a - b) <= v + w))
+        reach = (v, v + w)
+        answers = ("–" if math.isnan(r) else "yes" if abs(a - b) <= r else "**no**" for r in reach)
         figures = f"{a:.3f} ± {w:.3f} | {b:.3f} ± {v:.3f} | {d:+.1f} ± {u:.1f}"
         rows.append(f"| {ours} | {theirs} | {figures} | {' | '.join(answers)} |")
     return "\n".join(rows)
@@ -210,7 +255,7 @@ def by_seed(lines: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """Markdown: each run's mean over clients, seed by seed."""
     rows = [f"| run | {' | '.join(map(str, seeds))} |", "|---|" + "--:|" * len(seeds)]
     found = {(line["run"], line["seed"]): line["mean"] for line in lines}
-    for name in [*THEIRS, *OURS]:
+    for name in dict.fromkeys([theirs for _, theirs in PAIRS] + [ours for ours, _ in PAIRS]):
         if all((name, seed) in found for seed in seeds):
             rows.append(f"| {name} | {' | '.join(f'{found[name, seed]:.3f}' for seed in seeds)} |")
     return "\n".join(rows)
@@ -233,7 +278,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("htfllib.jsonl"))
     parser.add_argument("--runs", default=";".join([*THEIRS, *OURS]), help="separated by semicolons")
     parser.add_argument("--page", type=Path, help="Markdown file whose part from the first ## on is written anew")
-    parser.add_argument("--drive", choices=THEIRS, help=argparse.SUPPRESS)
+    parser.add_argument("--drive", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     if arguments.drive:
@@ -244,7 +289,7 @@ def main() -> None:
     for seed, name in [(seed, name) for seed in seeds for name in filter(None, arguments.runs.split(";"))]:
         if (name, seed) in done:
             continue
-        if name in THEIRS and not arguments.htfllib:
+        if is_theirs(name) and not arguments.htfllib:
             parser.error(f"{name} is theirs: give --htfllib PATH")
         lines.append(measure(name, seed, arguments.htfllib and arguments.htfllib.resolve()))
         with arguments.out.open("a") as file:
