@@ -2,11 +2,12 @@
 
     python benchmarks/memory.py [--out docs/benchmarks/memory] [--only WORD]
 
-Writes OUT.jsonl, a line a piece of work, and OUT.md. Works are those of a client: `local.train`, two batches on one
-thread, SGD with momentum and weight decay, weights as they arrived held beside the copies that train. ResNet-18 is
-measured in full, in the four steps of its paper's cuts and in the steps of its partition by memory, with mapping and
-evaluation; beside it other models, and PyTorch's plain loop. A second table predicts ProFL's largest need for four
-models and measures that step and the full model by the profiler. About half an hour on one core.
+Adds lines to OUT.jsonl, one a piece of work, leaves out what it has already, and writes OUT.md from all of them. Works
+are those of a client: `local.train`, two batches on one thread, SGD with momentum and weight decay, weights as they
+arrived held beside the copies that train. ResNet-18 is measured in full, in the four steps of its paper's cuts and in
+the steps of its partition by memory, with mapping and evaluation; beside it other models, and PyTorch's plain loop. A
+second table predicts ProFL's largest need for four models and measures that step and the full model by the profiler.
+About half an hour on one core.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ HERE = Path(__file__).resolve()
 TASK, OPTIMISER = Classification(10), SGD(0.01, 0.9, 5e-4)
 MOST = 6
 """Blocks of the partition by memory, at most."""
+LSTM, NONE = "LSTM", {"counted": "-", "profiler": "-"}
 FOUR = ("resnet18", "resnet34", "vgg11", "vgg16")
 
 
@@ -108,12 +110,11 @@ def works(paper: Sequence[int], ours: Sequence[int]) -> Iterator[tuple[str, str]
     yield "VGG-11, full", 'whole(model="vgg11")'
 
 
-def measured(said: str, name: str) -> dict[str, Any]:
+def measured(name: str) -> dict[str, Any]:
     found = measure(f"{HERE}:{name}")
     peak, resident = found.predicted, found.resident
     parts = {part: getattr(peak, part) for part in peak.__dataclass_fields__ if part not in ("bytes", "flops")}
     return {
-        "work": said,
         "name": name,
         "predicted": peak.bytes,
         "profiler": found.profiler,
@@ -127,7 +128,8 @@ def measured(said: str, name: str) -> dict[str, Any]:
 
 def reduction(model: str, n: int) -> dict[str, Any]:
     """ProFL's largest need with the paper's cuts, and with those by memory where units are few, against the full."""
-    of, line = spec(model), {"model": model, "batch": n}
+    of = spec(model)
+    line: dict[str, Any] = {"model": model, "batch": n}
     full = {"predicted": predict(whole(model, n)).bytes, "profiler": profiled(whole(model, n))}
     line |= {"full": full, "paper": largest(model, n, costs(of, chain.cuts(of), TASK, OPTIMISER, n))}
     if len(chain.units(of)) <= 9 and n == 64:
@@ -135,6 +137,7 @@ def reduction(model: str, n: int) -> dict[str, Any]:
     return line
 
 
+@functools.cache
 def best_of(model: str, n: int) -> Partition:
     """The partition of the least peak among those of 2 to `MOST` blocks, fewer blocks on a tie."""
     cost, units = step_cost(spec(model), TASK, OPTIMISER, n), len(chain.units(spec(model)))
@@ -214,47 +217,56 @@ windows of 64 x 64: tensors counted {counted}, profiler {profiler}.
 ## The largest need of a whole training
 
 Over all training steps of ProFL, against training the full model; the full model and the largest step are measured by
-the profiler. By memory: the cuts of least peak in at most {most} blocks, found for chains of up to nine units at 64 rows.
+the profiler. By memory: the cuts of least peak in at most {most} blocks, for chains of up to nine units at 64 rows.
 
 {reductions}
 """
 
 
-def page(lines: Sequence[dict[str, Any]], reductions: Sequence[dict[str, Any]], lstm: dict[str, Any]) -> str:
+def page(lines: Sequence[dict[str, Any]]) -> str:
+    single = [line for line in lines if "errors" in line]
     worst = {
-        kind: max((abs(line["errors"][kind]), line["work"]) for line in lines if kind in line["errors"])
+        kind: max((abs(line["errors"][kind]), line["work"]) for line in single if kind in line["errors"])
         for kind in ("profiler", "resident")
     }
     said = "; ".join(f"{'VmHWM' if k == 'resident' else k} {e:.1%} ({w})" for k, (e, w) in worst.items())
-    tables = {"works": "\n".join(table(lines)), "reductions": "\n".join(reductions_table(reductions))}
-    figures = {"counted": mib(lstm["counted"]), "profiler": mib(lstm["profiler"]), "most": MOST}
-    return PAGE.format(worst=said, **tables, **figures, **lstm["origin"])
+    origin = {k: ", ".join(sorted({str(line[k]) for line in lines})) for k in ("torch", "processor", "commit")}
+    lstm = next(({k: mib(line[k]) for k in ("counted", "profiler")} for line in lines if line["work"] == LSTM), NONE)
+    tables = {"works": table(single), "reductions": reductions_table([line for line in lines if "full" in line])}
+    return PAGE.format(worst=said, most=MOST, **{k: "\n".join(t) for k, t in tables.items()}, **lstm, **origin)
+
+
+def jobs() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """All there is to measure, by its description."""
+    for said, name in works(chain.cuts(spec("resnet18")), best_of("resnet18", 64).cuts):
+        yield said, functools.partial(measured, name)
+    yield LSTM, recurrent
+    for model, n in itertools.product(FOUR, (64, 128)):
+        yield f"{model}, {n} rows, largest need", functools.partial(reduction, model, n)
+
+
+def recurrent() -> dict[str, Any]:
+    work = load(f"{HERE}:lstm()")
+    return {"counted": count(work).bytes, "profiler": profiled(work)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs/benchmarks/memory")
-    parser.add_argument("--only", default="", help="measure works whose description has this word, write nothing")
+    parser.add_argument("--only", default="", help="measure only what has this word in its description")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    paper, ours = chain.cuts(spec("resnet18")), best_of("resnet18", 64).cuts
-    lines = []
-    for said, name in works(paper, ours):
-        if arguments.only in said:
-            lines.append(measured(said, name))
-            print(json.dumps(lines[-1]), flush=True)
-    if arguments.only:
-        return
-    reductions = []
-    for model, n in itertools.product(FOUR, (64, 128)):
-        reductions.append(reduction(model, n))
-        print(json.dumps(reductions[-1]), flush=True)
-    recurrent = load(f"{HERE}:lstm()")
+    kept = arguments.out.with_suffix(".jsonl")
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {line["work"] for line in lines}
     origin = {"torch": torch.__version__, "processor": processor(), "commit": commit()}
-    lstm = {"work": "LSTM", "counted": count(recurrent).bytes, "profiler": profiled(recurrent), "origin": origin}
-    kept = [json.dumps(origin), *(json.dumps(line) for line in (*lines, *reductions, lstm))]
-    arguments.out.with_suffix(".jsonl").write_text("\n".join(kept) + "\n")
-    arguments.out.with_suffix(".md").write_text(page(lines, reductions, lstm))
+    for said, measure_it in jobs():
+        if arguments.only in said and said not in known:
+            lines.append({"work": said, **measure_it(), **origin})
+            print(json.dumps(lines[-1]), flush=True)
+            with kept.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+    arguments.out.with_suffix(".md").write_text(page(lines))
 
 
 if __name__ == "__main__":

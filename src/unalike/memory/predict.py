@@ -51,7 +51,8 @@ class Peak:
 def predict(work: Work, device: str = "cpu") -> Peak:
     """The peak of `work` on `device`, nothing allocated. Numbers read from tensors are taken to be 1.
 
-    Raises `InputError` for an LSTM on a CPU, and when shapes depend on values, which fake tensors do not have.
+    Raises `InputError` for an LSTM on a CPU, for tensors that the work has captured instead of being given them, and
+    when shapes depend on values, which fake tensors do not have.
     """
     try:
         with FakeTensorMode(), _RefuseLSTM(device):
@@ -60,6 +61,12 @@ def predict(work: Work, device: str = "cpu") -> Peak:
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise InputError(
             f"memory cannot be predicted: {error} depends on the values of tensors: count or measure it"
+        ) from error
+    except AssertionError as error:
+        if "to FakeTensors" not in str(error):
+            raise
+        raise InputError(
+            "memory cannot be predicted: the work uses a tensor that is not among those it holds"
         ) from error
 
 
