@@ -48,19 +48,20 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     """The events of a file, in order; `InputError` names the line that is no JSON.
 
     A round that was scored after its commit, as remote sites are, is one event here: what the line "evaluation" that
-    follows it says belongs to it.
+    follows it says belongs to it, also when the run was resumed between the two.
     """
-    held: dict[str, Any] | None = None
+    held: list[dict[str, Any]] = []  # a round, and what was said after it
     for event in _lines(path):
-        if event.get("event") == "evaluation" and held is not None and held.get("round") == event["round"]:
-            held["evaluation"] = event["evaluation"]
-            held["metrics"] |= event["metrics"]
-            continue
-        if held is not None:
-            yield held
-        held = event
-    if held is not None:
-        yield held
+        if event.get("event") == "evaluation" and held and held[0]["round"] == event["round"]:
+            held[0] |= {**event, "event": "round", "metrics": held[0]["metrics"] | event["metrics"]}
+        elif event.get("event") == "round":
+            yield from held
+            held = [event]
+        elif held:
+            held.append(event)
+        else:
+            yield event
+    yield from held
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
