@@ -222,10 +222,10 @@ class _Loop:
         An overdue evaluation goes with it: with the job where a client has one, else in a message of its own.
         """
         order = sorted(chosen, key=lambda info: -info.n)
-        requests = self._requests("update", server, order, round, traffic, overdue)
+        requests, alone = self._requests("update", server, order, round, traffic, overdue), _Traffic()
         if overdue:
-            alone = self._requests("evaluate", server, overdue.rest(), overdue.round, _Traffic())
-            requests = itertools.chain(requests, alone)
+            rest = self._requests("evaluate", server, overdue.rest(), overdue.round, alone)
+            requests = itertools.chain(requests, rest)
         heads, scores = dict[int, Mapping[str, Any]](), dict[int, Mapping[str, Any]]()
         arrived = dict[int, Arrival[Any]]()
         info_of = {info.id: info for info in chosen}
@@ -241,7 +241,7 @@ class _Loop:
                 heads[client] = head
                 arrived[client] = Arrival(info_of[client], up, float(head["weight"]), head["metrics"])
         if overdue:
-            self._scored_late(overdue.round, scores)
+            self._scored_late(overdue.round, scores, alone.down)
         return [heads[info.id] for info in chosen], [arrived[info.id] for info in chosen]
 
     def _exchange(self, requests: Iterator[bytes], traffic: _Traffic) -> Iterator[Message]:
@@ -320,11 +320,14 @@ class _Loop:
         metrics["validation"] = self._validation(round, scores)
         return {"evaluation": _by_part(scores), "bytes_evaluation": traffic.down}
 
-    def _scored_late(self, round: int, scores: Mapping[int, Mapping[str, Any]]) -> None:
-        """Tell the scores of a round that is committed already; they count with the commit of the next one."""
+    def _scored_late(self, round: int, scores: Mapping[int, Mapping[str, Any]], alone: int) -> None:
+        """Tell the scores of a round that is committed already; they count with the commit of the next one.
+
+        `alone`: bytes of tensors in messages that asked for scores only.
+        """
         validation = self._validation(round, scores)
-        evaluation = {"evaluation": _by_part(scores), "metrics": {"validation": validation}}
-        self._say({"event": "evaluation", "round": round, **evaluation})
+        evaluation = {"evaluation": _by_part(scores), "bytes_evaluation": alone}
+        self._say({"event": "evaluation", "round": round, "metrics": {"validation": validation}, **evaluation})
 
     def _validation(self, round: int, scores: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
         """Means over clients on validation, and the worst; the best round so far is noted."""
@@ -363,7 +366,8 @@ def _checked(frame: bytes) -> Message:
     message = Message.decode(frame)
     if "error" in message.head:
         error = RunError(message.head["error"])
-        error.add_note(message.head["trace"])
+        if "trace" in message.head:  # a site that lies elsewhere keeps it
+            error.add_note(message.head["trace"])
         raise error
     return message
 
