@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -73,11 +74,16 @@ class Store:
             self._held -= self._hot.pop(client)[1]
 
 
-def remove_unreferenced(folder: Path, clients: Iterable[int], referenced: set[tuple[int, int]]) -> None:
-    """Delete those versions of `clients` that no kept checkpoint refers to. Those that lie elsewhere are left out."""
+def remove_unreferenced(
+    folder: Path, clients: Iterable[int], referenced: set[tuple[int, int]], below: float = math.inf
+) -> None:
+    """Delete those versions of `clients`, below a number, that no kept checkpoint refers to.
+
+    Clients that lie elsewhere are left out.
+    """
     for client in clients:
         with contextlib.suppress(FileNotFoundError), os.scandir(folder / str(client)) as entries:
             for entry in entries:
                 version = entry.name.removesuffix(".safetensors")
-                if not version.isdigit() or (client, int(version)) not in referenced:
+                if not version.isdigit() or (int(version) < below and (client, int(version)) not in referenced):
                     Path(entry.path).unlink(missing_ok=True)

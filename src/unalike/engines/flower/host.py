@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import platform
+import re
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ from ..wire import Message
 PROTOCOL = 1
 """Changes whenever messages change so that old and new cannot work together."""
 _log = logging.getLogger("unalike.site")
+_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[/\\].*?\1|(?<![\w/\\.-])(?:[A-Za-z]:|~)?[/\\][^\s'"(),:;]+""")
+"""An absolute path: in quotes, or until the next space or mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +83,22 @@ class Host:
         with self._lock:
             try:
                 reply = self._reply(message)
-            except UnalikeError as error:
-                reply = Message({"error": f"site {self.local.name}: {error}", "trace": traceback.format_exc()})
-        if "error" in reply.head:
-            _log.error("%s\n%s", reply.head["error"], reply.head.get("trace", ""))
-        echoed = {name: head[name] for name in ("run", "kind", "round", "client") if name in head}
+            except Exception as error:  # whatever a message holds, the next one is answered
+                why = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
+                reply = Message({"error": f"site {self.local.name}: {why}", "trace": traceback.format_exc()})
         said = {name: value for name, value in reply.head.items() if name != "trace"}
+        if "error" in said:
+            _log.error("%s\n%s", said["error"], reply.head.get("trace", ""))
+            said["error"] = self._without_paths(said["error"])
+        echoed = {name: head[name] for name in ("run", "kind", "round", "client") if name in head}
         return Message({**said, **echoed}, reply.body).encode()
+
+    def _without_paths(self, error: str) -> str:
+        """An error in one line that names no folder of this site."""
+        for folder in (self.local.states, self.local.folder):
+            if folder and folder.is_absolute():  # it may hold spaces
+                error = error.replace(str(folder), "/states")
+        return _PATH.sub("a file of the site", " ".join(error.split()))
 
     def _reply(self, message: Message) -> Message:
         kind = message.head["kind"]
@@ -110,9 +122,7 @@ class Host:
             raise InputError(
                 f"the server has unalike {asked['unalike']}, this site {metadata.version('unalike')}: install the same"
             )
-        if not run.isalnum():
-            raise InputError(f"the server names its run {run!r}: letters and digits were expected")
-        folder = self.local.folder / run
+        folder = self._folder(run)
         known = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
         if known.get("data", self._fingerprint()) != self._fingerprint():
             raise InputError("its data have changed since the run began: put them back, or begin a new run")
@@ -124,7 +134,9 @@ class Host:
     def _site(self, folder: Path, asked: Mapping[str, Any]) -> Site:
         named = {tier: Spec(**with_tuples(spec)) for tier, spec in asked["models"].items()}
         specs = {tier: dataclasses.replace(spec, name=self.local.at_home(spec.name)) for tier, spec in named.items()}
-        own = {k: ClientInfo(k, asked["tiers"][k], len(self.federation.rows(k, "train"))) for k in self.local.clients}
+        about = (self.local.memory, tuple(self.local.modalities))
+        rows = {k: len(self.federation.rows(k, "train")) for k in self.local.clients}
+        own = {k: ClientInfo(k, asked["tiers"][k], n, *about) for k, n in rows.items()}
         infos = tuple(own.get(k, ClientInfo(k, tier, 0)) for k, tier in enumerate(asked["tiers"]))
         federation = dataclasses.replace(
             self.federation, clients=infos, models=specs, task=tasks.restore(asked["task"])
@@ -150,14 +162,27 @@ class Host:
         site = self._sites.get(run) or self._reopen(run)
         if tree.sha256(message.tree) != head["base"]:
             raise InputError(f"what arrived for client {client} is not what was sent: its sha256 differs")
-        referenced = {(client, int(version)) for version in (*head["keep"], head["version"])}
-        remove_unreferenced(site.store.folder, [client], referenced)
+        self._tidy(site, client, int(head["version"]), {(client, int(version)) for version in head["keep"]})
         return site.reply(message)
+
+    @staticmethod
+    def _tidy(site: Site, client: int, version: int, kept: set[tuple[int, int]]) -> None:
+        """Delete versions that are older than the one the job starts from, unless they are kept.
+
+        A newer one is of a round that is not committed yet, or that was after this message, if it comes late.
+        """
+        if site.store.path(client, version).exists():
+            remove_unreferenced(site.store.folder, [client], kept, below=version)
+
+    def _folder(self, run: str) -> Path:
+        if not run.isalnum():
+            raise InputError(f"the server names its run {run!r}: letters and digits were expected")
+        return self.local.folder / run
 
     def _reopen(self, run: str) -> Site:
         """A run that this site had joined before it was restarted."""
         try:
-            return self._open(run, json.loads((self.local.folder / run / "run.json").read_text())["asked"])
+            return self._open(run, json.loads((self._folder(run) / "run.json").read_text())["asked"])
         except FileNotFoundError:
             raise InputError(f"run {run} is not known here") from None
 
