@@ -48,13 +48,15 @@ class _Flight:
     position: int
     node: int
     message: Message
-    begun: float
+    well: float
+    """When all was well with it last."""
     due: float
     """When to do something about it next."""
     id: str = ""
     pings: list[str] = field(default_factory=list)
     failed: str = ""
     """Why it is to be sent again."""
+    repeated: bool = False
 
     @property
     def what(self) -> str:
@@ -181,7 +183,9 @@ class Flower:
         for to, reply in self.post.pull([*flying, *pings]):
             if to in pings:
                 pings[to].pings.remove(to)
-                pinged.append(pings[to])
+                pinged.append(pings.pop(to))
+            elif to not in flying:
+                continue  # its reply has been taken
             elif "flower" in reply.head:
                 flying[to].failed, flying[to].due = reply.head["flower"], time.monotonic() + self.patience.again
             else:
@@ -208,10 +212,10 @@ class Flower:
         now = time.monotonic()
         for flight in [flight for flight in flying.values() if now > flight.due]:
             site = self.roster.site_of(flight.message.head["client"])
-            away = now - flight.begun > self.patience.gone and (
-                bool(flight.failed) or flight.node not in self.post.nodes()
-            )
-            if away:
+            here = flight.node in self.post.nodes()
+            if here and not flight.failed and not flight.repeated:
+                flight.well = now
+            elif now - flight.well > self.patience.gone and (flight.failed or not here):
                 raise RunError(
                     f"{flight.what}: site {site} has not answered for {self.patience.gone:g} s "
                     f"({flight.failed or 'it is away'}): start it again, then go on with unalike deploy run"
@@ -222,7 +226,7 @@ class Flower:
                 continue
             _log.warning("%s: sent again to site %s: %s", flight.what, site, flight.failed)
             del flying[flight.id]
-            flight.pings, flight.failed = [], ""
+            flight.pings, flight.failed, flight.repeated = [], "", True
             (flight.id,) = self.post.push([(flight.node, flight.message)])
             flying[flight.id] = flight
 
