@@ -48,6 +48,8 @@ def serve(app: ClientApp, address: str, secret: bytes, poll: float, stop: thread
         except httpx.HTTPError as error:  # the SuperNode is being restarted, or has dropped the task
             _log.warning("the SuperNode does not answer: %s", error)
             time.sleep(1.0)
+        except Exception:  # of one message; the next ones are answered
+            _log.exception("a message could not be answered")
         time.sleep(poll)
     client.close()
 
