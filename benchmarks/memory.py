@@ -132,7 +132,7 @@ def reduction(model: str, n: int) -> dict[str, Any]:
     line: dict[str, Any] = {"model": model, "batch": n}
     full = {"predicted": predict(whole(model, n)).bytes, "profiler": profiled(whole(model, n))}
     line |= {"full": full, "paper": largest(model, n, costs(of, chain.cuts(of), TASK, OPTIMISER, n))}
-    if len(chain.units(of)) <= 9 and n == 64:
+    if len(chain.units(of)) <= 9:
         line["by memory"] = largest(model, n, best_of(model, n))
     return line
 
@@ -217,7 +217,7 @@ windows of 64 x 64: tensors counted {counted}, profiler {profiler}.
 ## The largest need of a whole training
 
 Over all training steps of ProFL, against training the full model; the full model and the largest step are measured by
-the profiler. By memory: the cuts of least peak in at most {most} blocks, for chains of up to nine units at 64 rows.
+the profiler. By memory: the cuts of least peak in at most {most} blocks, for chains of up to nine units.
 
 {reductions}
 """

@@ -139,6 +139,13 @@ def test_shapes_that_depend_on_values_are_refused() -> None:
     assert count(case).bytes > 0
 
 
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward pass of fake CUDA tensors would end the process there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="only where CUDA is"):
+        predict(works.whole(), device="cuda")
+
+
 def test_a_captured_tensor_is_refused() -> None:
     mean = torch.zeros(3)
     with pytest.raises(InputError, match="a tensor that is not among those it holds"):

@@ -51,9 +51,12 @@ class Peak:
 def predict(work: Work, device: str = "cpu") -> Peak:
     """The peak of `work` on `device`, nothing allocated. Numbers read from tensors are taken to be 1.
 
-    Raises `InputError` for an LSTM on a CPU, for tensors that the work has captured instead of being given them, and
-    when shapes depend on values, which fake tensors do not have.
+    Raises `InputError` for an LSTM on a CPU, for CUDA where there is none (fake tensors need its driver for a backward
+    pass), for tensors that the work has captured instead of being given them, and when shapes depend on values, which
+    fake tensors do not have.
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError("memory on CUDA can be predicted only where CUDA is: predict for the CPU here")
     try:
         with FakeTensorMode(), _RefuseLSTM(device):
             held = tree.map_leaves(lambda leaf: _fake(leaf, device), work.held)
