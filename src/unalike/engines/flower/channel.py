@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 from ...errors import RunError
 from ..wire import read_frame, write_frame
 
-_SECRET_BYTES = 32
+_SECRET_BYTES, _SECRET_SECONDS = 32, 1.0
 Answer = Callable[[bytes], bytes]
 """A frame in, a frame out."""
 
@@ -54,12 +54,22 @@ class Listener:
         self._thread.start()
 
     def _serve(self, connection: socketserver.StreamRequestHandler, answer: Answer) -> None:
-        if self._secret and not hmac.compare_digest(connection.rfile.read(_SECRET_BYTES), self._secret):
+        if self._secret and not self._is_owner(connection):
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, RunError):  # whoever asked has gone
             frame = read_frame(cast(BinaryIO, connection.rfile))
             if frame is not None:
                 write_frame(cast(BinaryIO, connection.wfile), answer(frame))
+
+    def _is_owner(self, connection: socketserver.StreamRequestHandler) -> bool:
+        """Whether a connection begins with the secret; it has a second for that, so that none keeps the others out."""
+        connection.connection.settimeout(_SECRET_SECONDS)
+        try:
+            found = connection.rfile.read(_SECRET_BYTES)
+        except OSError:
+            return False
+        connection.connection.settimeout(None)
+        return hmac.compare_digest(found, self._secret)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -84,10 +94,12 @@ def ask(address: str, frame: bytes) -> bytes:
 
 def _connected(address: str) -> socket.socket:
     port, is_loopback, path = address.partition("@")
-    if not is_loopback:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(address)
-        return connection
-    connection = socket.create_connection(("127.0.0.1", int(port)))
-    connection.sendall(Path(path).read_bytes())
+    secret = Path(path).read_bytes() if is_loopback else b""
+    connection = socket.socket(socket.AF_INET if is_loopback else socket.AF_UNIX)
+    try:
+        connection.connect(("127.0.0.1", int(port)) if is_loopback else address)
+        connection.sendall(secret)
+    except OSError:
+        connection.close()
+        raise
     return connection
