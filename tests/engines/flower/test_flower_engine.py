@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from messages import QUICK, Scripted, host, rounds_of, scripted, train
+from messages import QUICK, Scripted, host, job, rounds_of, scripted, setup, train
 
 from unalike import api
 from unalike.data.federation import Federation, federation
@@ -126,20 +126,24 @@ def test_a_reply_that_comes_twice_is_taken_once(table: Federation, tmp_path: Pat
     assert train(tmp_path / "r", "pfedafm", table, engine, rounds=3).summary["state_sha256"] == undisturbed
 
 
-def test_replies_that_come_in_any_order_are_put_in_the_order_of_requests(
-    table: Federation, tmp_path: Path, undisturbed: str
-) -> None:
-    """A job is answered when the grid has been asked for it as often as its client's number says, backwards."""
-    asked = Counter[tuple[int, int]]()
+def test_replies_that_come_in_any_order_are_put_in_the_order_of_requests(table: Federation, tmp_path: Path) -> None:
+    """The Grid is asked for them more often the lower a client's number is: they come backwards."""
+    asked, came = Counter[int](), list[int]()
 
     def script(head: Mapping[str, Any], node: int) -> str:
-        if "round" not in head:
-            return "answer"
-        asked[head["round"], head["client"]] += 1
-        return "answer" if asked[head["round"], head["client"]] > 3 * (3 - head["client"]) else "wait"
+        if head["kind"] == "update":
+            asked[head["client"]] += 1
+            if asked[head["client"]] <= 3 * (3 - head["client"]):
+                return "wait"
+            came.append(head["client"])
+        return "answer"
 
     _, engine = scripted(tmp_path, table, SITES, script, at_least=3)
-    assert train(tmp_path / "r", "pfedafm", table, engine, rounds=3).summary["state_sha256"] == undisturbed
+    engine.open(*setup(table))
+    engine.present(table.clients)
+    replies = list(engine.map(job(table, client).encode() for client in range(4)))
+    assert came == [3, 2, 1, 0]
+    assert [Message.decode(frame).head["client"] for frame in replies] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("field", ["run", "kind", "round", "client"])
