@@ -116,11 +116,15 @@ def rounds_of(folder: Path) -> list[dict[str, Any]]:
     return [event for event in api.Result(folder).events() if event["event"] == "round"]
 
 
-def opening(given: Federation, **changes: Any) -> dict[str, Any]:
-    """What a site is told of a run of pFedAFM's."""
+def setup(given: Federation) -> tuple[Setup, Federation]:
+    """A run of pFedAFM's, as an engine is told of it."""
     prepared = api.prepare("pfedafm", given, rounds=2, local_epochs=1)
-    setup = Setup("pfedafm", prepared.parameters, "", "", "00" * 32)
-    return {"kind": "open", "run": "run1", **describe(setup, prepared.federation), **changes}
+    return Setup("pfedafm", prepared.parameters, "", "", "00" * 32), prepared.federation
+
+
+def opening(given: Federation, **changes: Any) -> dict[str, Any]:
+    """What a site is told of it."""
+    return {"kind": "open", "run": "run1", **describe(*setup(given)), **changes}
 
 
 def job(given: Federation, client: int = 0, round: int = 1, **changes: Any) -> Message:

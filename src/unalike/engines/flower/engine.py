@@ -222,7 +222,8 @@ class Flower:
                 )
             flight.due = now + self.patience.ping
             if not flight.failed:
-                flight.pings += self.post.push([(flight.node, Message({"kind": "ping", "run": self.post.run}))])
+                if here:  # else they would wait for it, all to be answered when it comes back
+                    flight.pings += self.post.push([(flight.node, Message({"kind": "ping", "run": self.post.run}))])
                 continue
             _log.warning("%s: sent again to site %s: %s", flight.what, site, flight.failed)
             del flying[flight.id]
