@@ -139,7 +139,7 @@ def test_the_options_and_their_defaults_are_as_the_table_says() -> None:
             shown = {"clients": "10", "models": "five sizes", "feature_width": "off"}.get(name, str(real))
             assert default.strip() == shown, option
             found += 1
-    assert found == 26
+    assert found == 28
 
 
 def test_the_names_are_those_of_the_catalogue() -> None:

@@ -109,7 +109,7 @@ def test_any_value_comes_back_from_toml(seed: int, lr: float, data: str, models:
         ({"rounds": 0}, "rounds = 0 is refused: it should be greater than or equal to 1"),
         ({"rounds": 2.5}, "rounds = 2.5 is refused"),
         ({"mixing": "learnt"}, "mixing = 'learnt' is refused: it should be 'learned' or 'fixed'"),
-        ({"engine": "ray"}, "engine = 'ray' is refused: it should be 'serial' or 'processes'"),
+        ({"engine": "ray"}, "engine = 'ray' is refused: it should be 'serial', 'processes' or 'flower'"),
         ({"eval_every": 0}, "eval_every = 0 is refused"),
         ({"clients": 0}, "clients = 0 is refused"),
         ({"workers": 1000}, "workers = 1000 is refused"),

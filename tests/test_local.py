@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from unalike import tree
 from unalike.local import (
@@ -24,6 +25,7 @@ from unalike.local import (
 from unalike.rng import Key
 from unalike.tasks import Classification
 
+KEY = Key.root(0)
 DATA = {"x": torch.arange(7.0).reshape(7, 1), "y": torch.arange(7)}
 
 
@@ -141,6 +143,40 @@ def test_batches_are_the_keys_and_rows_stay_together() -> None:
 
 def test_a_single_row_is_still_a_batch() -> None:
     assert len(list(batches({"x": torch.zeros(1, 2)}, 4, 3, Key.root(0)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "kept", "dropped"),
+    [
+        (7, 4, [4, 3], [4]),
+        (7, 3, [3, 3], [3, 3]),  # a lone last row is left out in any case
+        (6, 3, [3, 3], [3, 3]),
+        (4, 4, [4], [4]),
+        (3, 4, [3], [3]),  # fewer rows than a batch: PyTorch would train on nothing
+        (1, 4, [1], [1]),
+        (3, 1, [1, 1, 1], [1, 1, 1]),
+    ],
+)
+def test_a_smaller_last_batch_is_dropped_where_it_is_asked_for(
+    rows: int, size: int, kept: list[int], dropped: list[int]
+) -> None:
+    data = {"y": torch.arange(rows)}
+    whole, some = ([batch["y"].tolist() for batch in batches(data, size, 2, KEY, drop)] for drop in (False, True))
+    assert [len(batch) for batch in whole] == 2 * kept
+    assert [len(batch) for batch in some] == 2 * dropped
+    assert [batch for batch in whole if len(batch) in dropped] == some  # the same permutations
+    if rows >= size:
+        loader = DataLoader(torch.arange(rows), size, drop_last=True)  # type: ignore[arg-type]
+        assert [len(batch) for batch in loader] == dropped
+
+
+def test_a_visit_drops_where_the_method_says_so() -> None:
+    sizes = {
+        drop: [len(b["y"]) for b in LocalTraining(local_epochs=1, batch_size=4, drop_last=drop).visits(DATA, KEY)]
+        for drop in (False, True)
+    }
+    assert sizes == {False: [4, 3], True: [4]}
+    assert LocalTraining().drop_last is False
 
 
 def test_no_batch_is_an_error() -> None:

@@ -187,9 +187,9 @@ def test_a_pool_is_sound_after_a_run_that_failed(table: Federation, tmp_path: Pa
                 engine._pool[0].process.wait()
 
         with pytest.raises(RunError, match="a worker process ended with code -9"):
-            api._drive(tmp_path / "a", one, engine, [kill], report=False)
+            api.drive(tmp_path / "a", one, engine, [kill], report=False)
         runs.create(tmp_path / "b", one)
-        api._drive(tmp_path / "b", one, engine, [], report=False)
+        api.drive(tmp_path / "b", one, engine, [], report=False)
         assert (tmp_path / "b" / "summary.json").exists()
 
 

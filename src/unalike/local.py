@@ -76,6 +76,8 @@ class LocalTraining:
     """E: passes over the client's training rows in a visit."""
     batch_size: Count = 32
     """Rows of a batch."""
+    drop_last: bool = False
+    """Whether a smaller last batch is left out; a client with fewer rows than one batch still trains on them."""
     lr: Positive = 0.03
     """η: step size of the client's model."""
     momentum: Share = 0.9
@@ -91,7 +93,7 @@ class LocalTraining:
 
     def visits(self, data: Batch, key: Key, epochs: int | None = None) -> Iterator[Batch]:
         """E epochs of batches, or another number of them where one is given."""
-        return batches(data, self.batch_size, epochs or self.local_epochs, key)
+        return batches(data, self.batch_size, epochs or self.local_epochs, key, self.drop_last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +174,19 @@ def squared_distance(a: Tree, b: Tree) -> Tensor:
     return torch.stack([(leaf - others[name]).square().sum() for name, leaf in trainable(a).items()]).sum()
 
 
-def batches(data: Batch, size: int, epochs: int, key: Key) -> Iterator[Batch]:
-    """Shuffled batches, a fresh permutation each epoch, the smaller last one included.
+def batches(data: Batch, size: int, epochs: int, key: Key, drop_last: bool = False) -> Iterator[Batch]:
+    """Shuffled batches, a fresh permutation each epoch, the smaller last one included unless it is dropped.
 
-    A lone last row is left out when there are others, because batch normalisation cannot train on one row.
+    `drop_last` means what it means to PyTorch's DataLoader, but for fewer rows than `size`: they are one small batch,
+    where PyTorch would train on nothing. A lone last row is left out in any case when there are others, because batch
+    normalisation cannot train on one row.
     """
     first = next(iter(data.values()))
     n = len(first)
+    last = n % size
+    kept = n - last if n > size and (drop_last or last == 1) else n
     for epoch in range(epochs):
-        order = torch.randperm(n, generator=(key / epoch).torch())[: n - 1 if n > 1 and n % size == 1 else n]
+        order = torch.randperm(n, generator=(key / epoch).torch())[:kept]
         for picked in torch.split(order.to(first.device), size):
             yield {name: rows.index_select(0, picked) for name, rows in data.items()}
 

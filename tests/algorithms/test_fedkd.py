@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unalike import api, models, tree
 from unalike.algorithms import fedkd
-from unalike.algorithms.fedkd import SMALLEST_C, FedKD, adaptive, hidden_loss, lesson, mutual_loss
+from unalike.algorithms.fedkd import SMALLEST_C, FedKD, adaptive, hidden_loss, joint_loss, lesson, mutual_loss
 from unalike.compression import compress, decompress
 from unalike.data.federation import Federation
 from unalike.distillation import kl_divergence
@@ -96,6 +96,48 @@ def test_each_learns_from_its_own_three_losses(method: FedKD, unlike: Federation
         assert any(float(g.abs().max()) > 1e-6 for g in found)
     hidden = mse(h_t, seen).item() / c
     assert loss.item() == pytest.approx((of_mentor + of_mentee).item() - hidden, rel=1e-5)
+
+
+def test_the_joint_loss_holds_nothing_constant(method: FedKD, unlike: Federation) -> None:
+    """c + (KL(y_s ‖ y_t) + KL(y_t ‖ y_s)) / (10 c) + 2 MSE / c: its value by numpy, its slope by differences."""
+    it = job(method, unlike, 0)
+    own, x, y = method.models[it.info.tier], it.data["x"][:16], it.data["y"][:16]
+    start = {"mentor": it.state["mentor"], "mentee": it.down["mentee"], "hidden": it.state["hidden"]}
+    batch = {"x": x.double(), "y": y}
+    params = tree.map_leaves(Tensor.double, start)
+
+    def by_numpy(params: tree.Tree) -> float:
+        specs = {"mentor": own, "mentee": method.shared}
+        h = {who: models.features(spec, params[who]["extractor"], batch["x"]) for who, spec in specs.items()}
+        logits = {who: models.head(spec, params[who]["header"], h[who]).numpy() for who, spec in specs.items()}
+        p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (logits["mentor"], logits["mentee"]))
+        c = -np.log(p[range(16), y]).mean() - np.log(q[range(16), y]).mean()
+        kl = ((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum()) / (16 * 10)
+        hidden = ((h["mentor"] - h["mentee"] @ params["hidden"].T) ** 2).mean()
+        return float(c + kl / c + 2 * hidden / c)
+
+    assert joint_loss(own, method.shared, method.task, params, {}, batch).item() == pytest.approx(by_numpy(params))
+    leaf = tree.map_leaves(lambda t: t.clone().requires_grad_(), params)
+    gradients = torch.autograd.grad(
+        joint_loss(own, method.shared, method.task, leaf, {}, batch), list(tree.flatten(leaf).values())
+    )
+    for name, gradient in zip(tree.flatten(leaf), gradients, strict=True):
+        direction = gradient / gradient.norm()
+        ends = [
+            by_numpy(tree.unflatten({**tree.flatten(params), name: tree.flatten(params)[name] + step * direction}))
+            for step in (1e-4, -1e-4)
+        ]
+        assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(float(gradient.norm()), rel=1e-3), name
+
+
+def test_either_loss_is_the_one_that_is_trained_on(
+    method: FedKD, unlike: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = dataclasses.replace(method, losses="joint")
+    results = [m.client_update(job(m, unlike, 0)).metrics["loss"] for m in (method, joint)]
+    assert results[0] != results[1]
+    monkeypatch.setattr(fedkd, "mutual_loss", joint_loss)
+    assert method.client_update(job(method, unlike, 0)).metrics["loss"] == results[1]
 
 
 def test_the_step_is_that_gradients(method: FedKD, unlike: Federation, monkeypatch: pytest.MonkeyPatch) -> None:

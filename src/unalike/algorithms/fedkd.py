@@ -20,6 +20,9 @@ The client predicts with its mentor.
 Deviations
 - c, and in each model's losses the other one's outputs, are constants; c is at least 0.01, because of two models that
   know their rows by heart it tends to 0.
+- The authors' public code minimises one loss for both models, in which nothing is a constant, the number m of classes
+  divides the KL divergences, and L_h stands twice. This is `losses = "joint"`:
+  c + (KL(y_s ‖ y_t) + KL(y_t ‖ y_s)) / (m c) + 2 L_h.
 - L_h compares what the two extractors emit, and no attention maps: our networks have none.
 - Δ is what E epochs have made of s, not a gradient. A kernel of a convolution is the matrix (filters, the rest).
 - What factors would not make smaller travels whole, biases and BatchNorm's statistics among it; of Δ = 0 nothing does.
@@ -33,7 +36,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -90,6 +93,8 @@ class FedKD(LocalTraining, Algorithm[Server, Private, Wire]):
     """T_start: share of a matrix's energy that its factors keep when the run starts."""
     energy_end: Share = 0.98
     """T_end: the share they keep when it ends."""
+    losses: Literal["separate", "joint"] = "separate"
+    """Whether each model minimises its own three, or both the sum of the authors' public code."""
 
     def init_server(self, key: Key) -> Server:
         nobody = torch.empty(0, dtype=torch.int64)
@@ -116,7 +121,8 @@ class FedKD(LocalTraining, Algorithm[Server, Private, Wire]):
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         down, state = job.down, job.state
         mentee = clone(down["mentee"]) if "mentee" in down else moved(state["mentee"], down["update"])
-        loss = functools.partial(mutual_loss, self.models[job.info.tier], self.shared, self.task)
+        taken = mutual_loss if self.losses == "separate" else joint_loss
+        loss = functools.partial(taken, self.models[job.info.tier], self.shared, self.task)
         start = {"mentor": state["mentor"], "mentee": mentee, "hidden": state["hidden"]}
         visits = self.visits(job.data, job.key / "batches")
         tuned, mean = sgd(loss, start, self.optimiser(), visits, job.key / "noise")
@@ -154,14 +160,28 @@ def adaptive(losses: Tensor, distilled: Tensor) -> Tensor:
     return losses + distilled / losses.detach().clamp(min=SMALLEST_C)
 
 
+def both(mentor: Spec, mentee: Spec, params: Tree, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """H_t, H_s, y_t and y_s."""
+    h_t = models.features(mentor, params["mentor"]["extractor"], x, train=True)
+    h_s = models.features(mentee, params["mentee"]["extractor"], x, train=True)
+    y_t = models.head(mentor, params["mentor"]["header"], h_t, train=True)
+    y_s = models.head(mentee, params["mentee"]["header"], h_s, train=True)
+    return h_t, h_s, y_t, y_s
+
+
 def mutual_loss(mentor: Spec, mentee: Spec, task: Task, params: Tree, given: Tree, batch: Batch) -> Tensor:
     """The losses of both models: the gradient of either is that of its own three, and that of W_h is L_h's.
 
     L_h stands once: its gradient by H_t is the mentor's and that by H_s the mentee's.
     """
-    h_t = models.features(mentor, params["mentor"]["extractor"], batch["x"], train=True)
-    h_s = models.features(mentee, params["mentee"]["extractor"], batch["x"], train=True)
-    y_t = models.head(mentor, params["mentor"]["header"], h_t, train=True)
-    y_s = models.head(mentee, params["mentee"]["header"], h_s, train=True)
+    h_t, h_s, y_t, y_s = both(mentor, mentee, params, batch["x"])
     distilled = mutual(y_t, y_s, lesson, lesson) + hidden_loss(h_t, h_s, params["hidden"])
     return adaptive(task.loss(y_t, batch) + task.loss(y_s, batch), distilled)
+
+
+def joint_loss(mentor: Spec, mentee: Spec, task: Task, params: Tree, given: Tree, batch: Batch) -> Tensor:
+    """c + (KL(y_s ‖ y_t) + KL(y_t ‖ y_s)) / (m c) + 2 MSE(H_t, W_h H_s) / c of m classes; nothing is a constant."""
+    h_t, h_s, y_t, y_s = both(mentor, mentee, params, batch["x"])
+    c = task.loss(y_t, batch) + task.loss(y_s, batch)
+    kl = (lesson(y_t, y_s) + lesson(y_s, y_t)) / mentor.classes
+    return c + (kl + 2 * hidden_loss(h_t, h_s, params["hidden"])) / c.clamp(min=SMALLEST_C)

@@ -106,7 +106,7 @@ def status(folder: Deployment, insecure: Insecure = False, as_json: Json = False
         print(json.dumps(found))
         return
     for name, said in found.items():
-        print(f"{name}: {'; '.join(said) if isinstance(said, list) else said}")
+        print(f"{name}: {'; '.join(map(str, said)) if isinstance(said, list) else said}")
 
 
 @deploy.command()

@@ -149,7 +149,7 @@ def status(folder: Path, allow_insecure: bool = False) -> dict[str, Any]:
         "run": str(out),
         "state": state,
         "round": rounds[-1]["round"] if rounds else 0,
-        "clients of the last round": rounds[-1]["clients"] if rounds else [],
+        "clients of the round": rounds[-1]["clients"] if rounds else [],
     }
     return found | ({"failed": json.loads(failed.read_text())["error"]} if failed.exists() else {})
 

@@ -12,10 +12,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import tree
 from ..errors import InputError
@@ -26,6 +27,9 @@ from ..tasks import Task
 from ..tree import Tree
 from .cnn import WIDTHS, assemble, cnn
 from .mlp import CNN1D_WIDTHS, MLP_WIDTHS, cnn1d, mlp
+from .resnet import DEPTHS, resnet
+from .vgg import STAGES, vgg
+from .vit import vit
 
 __all__ = [
     "DEFAULTS",
@@ -49,6 +53,9 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **{f"cnn-{i}": functools.partial(cnn, i) for i in WIDTHS},
     **{f"mlp-{i}": functools.partial(mlp, i) for i in MLP_WIDTHS},
     **{f"cnn1d-{i}": functools.partial(cnn1d, i) for i in CNN1D_WIDTHS},
+    **{f"resnet{i}": functools.partial(resnet, i) for i in DEPTHS},
+    **{f"vgg{i}": functools.partial(vgg, i) for i in STAGES},
+    "vit-tiny": vit,
 }
 """Name to constructor(input, classes, **options) of a module with an `extractor` and a `header`."""
 
@@ -60,6 +67,9 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
 """The models that clients get in turn when none are asked for, by the kind of data."""
 
 
+Found = TypeVar("Found", bound=Callable[..., Any])
+
+
 class Skeleton:
     """A module without weights of its own: each call binds the tensors it is given.
 
@@ -67,10 +77,10 @@ class Skeleton:
     (weights, x) as long as mappings are not changed after their first use.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, names: Mapping[int, str] | None = None) -> None:
+        """`names`: those of the tensors by `id`, where `module` is a part whose leaves are named as in the whole."""
         self.module = module.train(False)  # every submodule in the mode that `training` of the root tells
-        names = {id(p): name if p.requires_grad else _as_buffer(name) for name, p in module.named_parameters()}
-        names |= {id(b): _as_buffer(name) for name, b in module.named_buffers()}
+        names = leaf_names(module) if names is None else names
         self._slots = [
             (table, leaf, names[id(value)])
             for owner in module.modules()
@@ -98,16 +108,40 @@ class Skeleton:
         return outputs
 
 
+def leaf_names(module: nn.Module) -> dict[int, str]:
+    """`id` of each parameter and buffer to the name of its leaf."""
+    names = {id(p): name if p.requires_grad else _as_buffer(name) for name, p in module.named_parameters()}
+    return names | {id(b): _as_buffer(name) for name, b in module.named_buffers()}
+
+
 def _as_buffer(name: str) -> str:
     return f"~{name}"
 
 
+def on_real_tensors(function: Found) -> Found:
+    """The same function, outside of whatever follows tensors or feigns them around the call: for what is cached."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        with _disable_current_modes():
+            return function(*arguments)
+
+    return called  # type: ignore[return-value]
+
+
 @functools.lru_cache(maxsize=64)
+@on_real_tensors
 def _skeletons(spec: Spec) -> dict[str, Skeleton]:
-    with Key.root(0).scope():  # a model built in the middle of training must not draw from its random numbers
-        module = _build(spec)
-    parts: dict[str, nn.Module] = {"extractor": module.extractor, "header": module.header}  # type: ignore[dict-item]
-    return {name: Skeleton(part) for name, part in parts.items()}
+    module = build(spec, Key.root(0))
+    skeletons = {name: Skeleton(getattr(module, name)) for name in ("extractor", "header")}
+    module.to("meta")  # weights are bound at each call: the first ones would only take memory
+    return skeletons
+
+
+def build(spec: Spec, key: Key) -> nn.Module:
+    """The model, initialised by `key`: built in the middle of training it draws none of that training's numbers."""
+    with key.scope():
+        return _build(spec)
 
 
 def initial(spec: Spec, key: Key) -> dict[str, Any]:
@@ -120,9 +154,9 @@ def initial(spec: Spec, key: Key) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
+@on_real_tensors
 def _initial(spec: Spec, key: Key) -> dict[str, Any]:
-    with key.scope():
-        module = _build(spec)
+    module = build(spec, key)
     return {name: Skeleton(getattr(module, name)).weights() for name in ("extractor", "header")}
 
 
@@ -146,9 +180,8 @@ def supervised_loss(spec: Spec, task: Task, params: Tree, given: Tree, batch: Ba
     return task.loss(logits(spec, params["model"], batch["x"], train=True), batch)
 
 
-@functools.lru_cache(maxsize=64)
 def _zero_weights(spec: Spec) -> dict[str, Any]:
-    return {name: skeleton.weights() for name, skeleton in _skeletons(spec).items()}
+    return _initial(spec, Key.root(0))
 
 
 def parameters(spec: Spec, part: str | None = None) -> int:
@@ -171,6 +204,7 @@ def normalisation(spec: Spec) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=64)
+@on_real_tensors
 def width(spec: Spec) -> int:
     """The number of features d that the extractor emits."""
     with torch.no_grad():
