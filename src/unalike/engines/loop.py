@@ -204,11 +204,17 @@ class _Loop:
         last = algorithm.done(server, round)
         if last or (self.remote is None and self._is_due(round)):
             event |= self._evaluate(server, round, event["metrics"])
-        peak = max((head["peak_memory_bytes"] for head in heads), default=0)
-        event["peak_memory_bytes"] = peak_memory() + (0 if self.engine.name == "serial" else peak * self.engine.workers)
+        event["peak_memory_bytes"] = self._peak(heads)
         event["seconds"] = time.perf_counter() - started
         self._commit(server, event)
         return server
+
+    def _peak(self, heads: Sequence[Mapping[str, Any]]) -> int:
+        """Peak memory of a machine's processes together; of sites, which have each their own, the largest counts."""
+        peak = max((head["peak_memory_bytes"] for head in heads), default=0)
+        if self.engine.name == "processes":
+            return peak_memory() + peak * self.engine.workers
+        return max(peak_memory(), peak)
 
     def _present(self) -> Sequence[ClientInfo]:
         clients = self.plan.federation.clients

@@ -16,6 +16,7 @@ from unalike.data.federation import Federation, federation
 from unalike.engines.checkpoint import Checkpoints
 from unalike.engines.flower.in_process import InProcess
 from unalike.engines.serial import Serial
+from unalike.engines.site import peak_memory
 from unalike.protocol import ClientInfo
 from unalike.telemetry import events
 
@@ -109,6 +110,11 @@ def test_bytes_with_their_envelope_are_those_that_passed_the_grid(
         ]
         assert event["wire_bytes_down"] == sum(size for size, is_up in sizes if not is_up) > event["bytes_down"] > 0
         assert event["wire_bytes_up"] == sum(size for size, is_up in sizes if is_up) > event["bytes_up"] > 0
+
+
+def test_memory_of_sites_that_are_this_process_is_counted_once(table: Federation, tmp_path: Path) -> None:
+    train(tmp_path / "r", "pfedafm", table, InProcess(), rounds=1)
+    assert 0 < rounds_of(tmp_path / "r")[0]["peak_memory_bytes"] <= peak_memory()
 
 
 class Stopped(Exception):  # noqa: N818

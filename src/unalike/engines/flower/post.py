@@ -36,7 +36,9 @@ class Post:
         ]
         ids = list(self.grid.push_messages(messages))
         if len(ids) != len(messages) or not all(ids):
-            raise RunError("Flower has not taken a message: is it larger than the SuperLink allows?")
+            raise RunError(
+                "Flower has not taken a message: it is too large for the SuperLink, or its site is registered no more"
+            )
         self.sent += sum(map(_size, messages))
         return ids
 
