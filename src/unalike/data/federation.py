@@ -205,14 +205,31 @@ def assemble(
     keys: Mapping[str, Any] | None = None,
 ) -> Federation:
     """A federation of rows already divided. Every model is built once and checked against the data."""
-    names = [absolute(name) for name in names or models.DEFAULTS[source.kind]]
-    n = len(partition.train)
+    n, like = len(partition.train), Spec("", tuple(source.x.shape[1:]), len(source.classes), feature_width)
+    tiers, specs = models_of(n, names or models.DEFAULTS[source.kind], model_map, like)
+    infos = tuple(ClientInfo(k, tier, len(partition.train[k])) for k, tier in enumerate(tiers))
+    for info in infos:
+        if not info.n:
+            raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
+    return Federation(source, partition, infos, specs, Classification(like.classes), keys or {})
+
+
+def models_of(
+    n: int, names: Sequence[str], model_map: Mapping[int, str], like: Spec
+) -> tuple[list[str], dict[str, Spec]]:
+    """The tier of each of n clients, who take `names` in turn unless `model_map` says otherwise, and each tier's model.
+
+    Args:
+        like: input, classes and feature width of all of them.
+
+    Raises:
+        InputError: a client that there is not, two files' models of one name, or a model that does not fit the data.
+    """
     for client in model_map:
         if not 0 <= client < n:
             raise InputError(f"--model-map names client {client}; the clients are 0 to {n - 1}")
     given = [absolute(model_map.get(k, names[k % len(names)])) for k in range(n)]
-    shape, classes = source.x.shape[1:], len(source.classes)
-    specs = {label_of(name): Spec(name, tuple(shape), classes, feature_width) for name in dict.fromkeys(given)}
+    specs = {label_of(name): replace(like, name=name) for name in dict.fromkeys(given)}
     for name in given:
         if specs[label_of(name)].name != name:
             raise InputError(
@@ -220,11 +237,7 @@ def assemble(
             )
     for spec in specs.values():
         models.check(spec)
-    infos = tuple(ClientInfo(k, label_of(given[k]), len(partition.train[k])) for k in range(n))
-    for info in infos:
-        if not info.n:
-            raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
-    return Federation(source, partition, infos, specs, Classification(classes), keys or {})
+    return [label_of(name) for name in given], specs
 
 
 def with_shared(federation: Federation, shared_model: str) -> tuple[Federation, str]:

@@ -22,7 +22,7 @@ from . import certificates
 from .diagnose import diagnose
 from .folder import APP, SERVER, SITES, Deployment, is_loopback, port_of, read_deployment
 from .processes import child, environment
-from .serverapp import FAILED, is_driven, run_folder
+from .serverapp import failure_of, is_driven, run_folder
 
 _log = logging.getLogger("unalike.deploy")
 HOME, LOG, STATE = ".flower", "superlink.log", "superlink.db"
@@ -109,7 +109,7 @@ def run(folder: Path, allow_insecure: bool = False, listeners: Sequence[Listener
     """
     folder = folder.resolve()
     deployment, out = read_deployment(folder, allow_insecure), run_folder(folder)
-    failed, tail = out.with_suffix("." + FAILED), _Tail(out / runs.EVENTS, listeners)
+    failed, tail = failure_of(out), _Tail(out / runs.EVENTS, listeners)
     failed.unlink(missing_ok=True)
     next_start, end, said = 0.0, time.monotonic() + wait, ""
     while not (out / runs.SUMMARY).exists() or is_driven(folder):
@@ -135,7 +135,7 @@ def status(folder: Path, allow_insecure: bool = False) -> dict[str, Any]:
     """What stands in a deployment's folder: its stage, sites, certificates, and how far its run has come."""
     folder = folder.resolve()
     deployment, out = read_deployment(folder, allow_insecure), run_folder(folder)
-    failed = out.with_suffix("." + FAILED)
+    failed = failure_of(out)
     rounds = (
         [e for e in events.read(out / runs.EVENTS) if e["event"] == "round"] if (out / runs.EVENTS).exists() else []
     )

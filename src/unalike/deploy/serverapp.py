@@ -18,18 +18,18 @@ from flwr.serverapp import Grid, ServerApp
 from .. import api, config, runs
 from ..algorithms import find
 from ..config import Experiment
-from ..data.federation import Federation
+from ..data.federation import Federation, models_of
 from ..data.schema import FILE as SCHEMA
 from ..data.schema import Schema, empty_federation
 from ..engines.flower.engine import Flower, Patience
+from ..engines.flower.roster import described
 from ..errors import UnalikeError
 from ..files import write_atomically, write_json
 from ..models import DEFAULTS
-from ..plugins import label
 from ..protocol import ClientInfo, Spec
 from .folder import Deployment, Stage, read_deployment
 
-RUNS, FAILED, RUN_ID = "runs", "failed.json", ".run"
+RUNS, FAILED, RUN_ID = "runs", ".failed.json", ".run"
 
 app = ServerApp()
 
@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
             drive(grid, folder, patience)
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
-            write_json(out.with_suffix("." + FAILED), {"error": said, "trace": traceback.format_exc()})
+            write_json(failure_of(out), {"error": said, "trace": traceback.format_exc()})
             raise
 
 
@@ -64,6 +64,11 @@ def is_driven(folder: Path) -> bool:
 def run_folder(folder: Path) -> Path:
     """Where a deployment's run is kept at its present stage."""
     return folder / RUNS / read_deployment(folder, allow_insecure=True).stage
+
+
+def failure_of(out: Path) -> Path:
+    """The file that says why the last try at a run failed."""
+    return out.with_suffix(FAILED)
 
 
 def drive(grid: Grid, folder: Path, patience: Patience | None = None) -> None:
@@ -98,15 +103,10 @@ def federation(
     """Who may take part, as far as a server knows: no row, and a client's size once its site has told it."""
     schema = Schema.from_json(folder / SCHEMA)
     names = experiment.models or DEFAULTS[schema.kind]
-    total = deployment.clients
-    given = [experiment.model_map.get(k, names[k % len(names)]) for k in range(total)]
-    models = {label(n): Spec(n, schema.shape, len(schema.classes), experiment.feature_width) for n in given}
-    clients = [
-        ClientInfo(k, label(name), said[k]["n"], said[k]["memory"], tuple(said[k]["modalities"]))
-        if k in said
-        else ClientInfo(k, label(name), 0)
-        for k, name in enumerate(given)
-    ]
+    like = Spec("", schema.shape, len(schema.classes), experiment.feature_width)
+    tiers, models = models_of(deployment.clients, names, experiment.model_map, like)
+    infos = [ClientInfo(k, tier, 0) for k, tier in enumerate(tiers)]
+    clients = [described(info, said[info.id]) if info.id in said else info for info in infos]
     return empty_federation(schema, clients, models)
 
 

@@ -37,8 +37,6 @@ class Index:
     """Length of events.jsonl in bytes."""
     best_round: int = 0
     best_score: float = float("-inf")
-    evaluated: int = 0
-    """The last round whose scores are known."""
 
     def state(self, client: int) -> tuple[int, str]:
         """Version and sha256 of a client's state; (0, "") for one that was never visited."""

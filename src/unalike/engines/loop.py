@@ -96,13 +96,6 @@ class _Overdue:
     left: dict[int, ClientInfo]
     """The clients that have not been asked yet."""
 
-    def takes(self, info: ClientInfo, leaves: tree.Flat, down: tree.Tree) -> bool:
-        """Whether a client's evaluation goes with the message that holds `leaves`: if `down` is the same tensors."""
-        together = info.id in self.left and _same_tensors(leaves, tree.flatten(down))
-        if together:
-            del self.left[info.id]
-        return together
-
     def rest(self) -> Iterator[ClientInfo]:
         """Those whom no other message has taken along; to be asked for when all others are sent."""
         yield from self.left.values()
@@ -291,8 +284,10 @@ class _Loop:
             head |= {"version": version, "sha256": digest}
             if self.remote:
                 head["keep"] = self.checkpoints.versions(info.id)
-            if overdue and overdue.takes(info, leaves, broadcast(server, info, overdue.round)):
-                head["evaluate"] = {"round": overdue.round, "key": (overdue.key / info.id).digest.hex()}
+            late = overdue if overdue and info.id in overdue.left else None
+            if late and _same_tensors(leaves, tree.flatten(broadcast(server, info, late.round))):
+                del late.left[info.id]
+                head["evaluate"] = {"round": late.round, "key": (late.key / info.id).digest.hex()}
             frame = Message(head, body).encode()
             traffic.down += size
             yield frame
@@ -305,9 +300,9 @@ class _Loop:
         return round % self.plan.eval_every == 0
 
     def _overdue(self, clients: Sequence[ClientInfo]) -> _Overdue | None:
-        """The evaluation that the last round of a remote engine has left to this one."""
+        """The evaluation that the last round of a remote engine has left to this one; its final round leaves none."""
         last = self.index.round
-        if self.remote is None or last == 0 or self.index.evaluated == last or not self._is_due(last):
+        if self.remote is None or last == 0 or not self._is_due(last):
             return None
         return _Overdue(last, self._keys("evaluate", last), {info.id: info for info in self._evaluated(clients)})
 
@@ -340,7 +335,6 @@ class _Loop:
         metric = self.plan.algorithm.task.metric
         found = [scores[client]["validation"] for client in sorted(scores)]
         means = {name: sum(s[name] for s in found) / len(found) for name in (metric, "loss")}
-        self.index = replace(self.index, evaluated=round)
         if means[metric] > self.index.best_score:
             self.index = replace(self.index, best_round=round, best_score=means[metric])
         return means | {"worst": min(s[metric] for s in found)}

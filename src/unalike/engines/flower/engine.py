@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -18,7 +18,7 @@ from ..site import Setup
 from ..wire import Message
 from .host import describe
 from .post import Post
-from .roster import Member, Roster
+from .roster import Member, Roster, described
 
 _log = logging.getLogger("unalike.flower")
 ECHOED = ("run", "kind", "round", "client")
@@ -91,6 +91,7 @@ class Flower:
         self._asked: dict[str, Any] = {}
         self._joined = set[int]()
         self._next_try: dict[int, float] = {}
+        self._body, self._base = b"", tree.sha256({})
 
     @property
     def sent(self) -> int:
@@ -112,11 +113,7 @@ class Flower:
     def present(self, clients: Sequence[ClientInfo]) -> Sequence[ClientInfo]:
         """Those of `clients` whose sites are there, as they describe themselves; waits until they are enough."""
         found = self.gather()
-        return [
-            replace(info, n=said["n"], memory=said["memory"], modalities=tuple(said["modalities"]))
-            for info in clients
-            if (said := found.get(info.id))
-        ]
+        return [described(info, found[info.id]) for info in clients if info.id in found]
 
     def gather(self) -> dict[int, Mapping[str, Any]]:
         """Client to what its site says of it, once enough sites are there; `RunError` when they are not in time."""
@@ -169,7 +166,9 @@ class Flower:
                 self._look_after(flying)
 
     def _take_off(self, position: int, message: Message) -> _Flight:
-        head = {**message.head, "run": self.post.run, "base": tree.sha256(message.tree)}
+        if message.body != self._body:
+            self._body, self._base = message.body, tree.sha256(message.tree)
+        head = {**message.head, "run": self.post.run, "base": self._base}
         now = time.monotonic()
         node = self.roster.node_of(head["client"])
         flight = _Flight(position, node, Message(head, message.body), now, now + self.patience.ping)
@@ -210,9 +209,11 @@ class Flower:
     def _look_after(self, flying: dict[str, _Flight]) -> None:
         """Ask after jobs that take long, and send again those that failed; give up when that does not help."""
         now = time.monotonic()
-        for flight in [flight for flight in flying.values() if now > flight.due]:
+        late = [flight for flight in flying.values() if now > flight.due]
+        nodes = self.post.nodes() if late else {}
+        for flight in late:
             site = self.roster.site_of(flight.message.head["client"])
-            here = flight.node in self.post.nodes()
+            here = flight.node in nodes
             if here and not flight.failed and not flight.repeated:
                 flight.well = now
             elif now - flight.well > self.patience.gone and (flight.failed or not here):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import RunError
+from ...protocol import ClientInfo
 from .host import versions
 
 _log = logging.getLogger("unalike.flower")
@@ -88,3 +89,8 @@ class Roster:
     def among(self, nodes: set[int]) -> list[Member]:
         """The sites whose nodes are among these."""
         return [member for member in self.members.values() if member.node in nodes]
+
+
+def described(info: ClientInfo, said: Mapping[str, Any]) -> ClientInfo:
+    """A client with what its site says of it."""
+    return replace(info, n=said["n"], memory=said["memory"], modalities=tuple(said["modalities"]))
