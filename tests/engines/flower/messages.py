@@ -80,6 +80,9 @@ class Scripted(LocalGrid):
             verdict = self.script(from_content(message.content).head, node) if node in self.here else "wait"
             if verdict == "wait":
                 continue
+            if verdict == "down":  # as a SuperLink says of a node that is away, whenever it is asked
+                found.append(Sent(Error(code=3, reason="the node is unavailable"), reply_to=message))
+                continue
             del self._asked[id]
             if verdict == "fail":
                 found.append(Sent(Error(code=2, reason="the client app is being restarted"), reply_to=message))

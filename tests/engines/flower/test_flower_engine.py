@@ -101,6 +101,25 @@ def test_an_error_of_flowers_is_retried(table: Federation, tmp_path: Path, undis
     assert all(head == heads[0] for head in heads)
 
 
+def test_an_error_that_is_told_at_every_look_does_not_put_off_the_next_try(
+    table: Federation, tmp_path: Path, undisturbed: str
+) -> None:
+    """A SuperLink tells of a node that is away each time it is asked, and for as long as the message is waited for."""
+    grid, engine = scripted(tmp_path, table, SITES, at_least=3)
+    looks = [0]
+
+    def script(head: Mapping[str, Any], node: int) -> str:
+        if (head["kind"], head.get("round"), head.get("client")) != ("update", 2, 1) or jobs(grid)[2, 1] > 1:
+            return "answer"
+        looks[0] += 1
+        assert looks[0] < 2000, "the job is never sent again"
+        return "down"
+
+    grid.script = script
+    assert train(tmp_path / "r", "pfedafm", table, engine, rounds=3).summary["state_sha256"] == undisturbed
+    assert jobs(grid)[2, 1] == 2
+
+
 @pytest.mark.parametrize(
     ("verdict", "why"),
     [("fail", r"the client app is being restarted \(code 2\)"), ("lose", "the site was restarted")],

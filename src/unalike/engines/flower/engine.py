@@ -186,7 +186,8 @@ class Flower:
             elif to not in flying:
                 continue  # its reply has been taken
             elif "flower" in reply.head:
-                flying[to].failed, flying[to].due = reply.head["flower"], time.monotonic() + self.patience.again
+                if not flying[to].failed:  # Flower tells it again at every look
+                    flying[to].failed, flying[to].due = reply.head["flower"], time.monotonic() + self.patience.again
             else:
                 flight = flying.pop(to)
                 found[flight.position] = self._admitted(flight, reply)
