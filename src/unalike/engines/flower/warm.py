@@ -34,7 +34,9 @@ _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 def serve(app: ClientApp, address: str, secret: bytes, poll: float, stop: threading.Event) -> None:
     """Answer the tasks of the SuperNode at `address` (its Runtime API on loopback) with `app` until `stop` is set.
 
-    `secret` is what the SuperNode was started with, so that no one else of this machine takes its tasks.
+    Each has a thread of its own: one whose message never arrives whole, as when its run has ended meanwhile, waits for
+    it long, and keeps no other one waiting. `secret` is what the SuperNode was started with, so that no one else of
+    this machine takes its tasks.
     """
     proofs = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
     client = _client(address, proofs, "SuperExec")
@@ -43,13 +45,10 @@ def serve(app: ClientApp, address: str, secret: bytes, poll: float, stop: thread
         try:
             found = client.AcquireTask(wanted)
             if found.HasField("task") and found.token:
-                _answer(app, address, found.token)
-                continue
-        except httpx.HTTPError as error:  # the SuperNode is being restarted, or has dropped the task
+                threading.Thread(target=_answer, args=(app, address, found.token), daemon=True).start()
+        except httpx.HTTPError as error:  # the SuperNode is being restarted
             _log.warning("the SuperNode does not answer: %s", error)
             time.sleep(1.0)
-        except Exception:  # of one message; the next ones are answered
-            _log.exception("a message could not be answered")
         time.sleep(poll)
     client.close()
 
@@ -72,6 +71,8 @@ def _answer(app: ClientApp, address: str, token: str) -> None:
         message, context, _, _ = pull_task_input(client)
         push_message(client, app(message=message, context=context), context)
         push_task_output(client, context, SubStatus.COMPLETED, "")
+    except Exception:  # of one message; the next ones are answered
+        _log.exception("a message could not be answered")
     finally:
         heart.stop()
         client.close()
