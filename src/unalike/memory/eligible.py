@@ -1,0 +1,72 @@
+"""Who takes part under memory budgets: the best of some levels that a client holds, and a draw among those that fit.
+
+A level is whatever a method trains at a client: a width, a depth, a step. Needs and budgets are in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from ..errors import InputError
+from ..protocol import ClientInfo
+from ..rng import Key
+
+Level = TypeVar("Level")
+
+
+def fits(client: ClientInfo, need: int) -> bool:
+    """Whether the client's memory holds `need` bytes; without a budget it holds everything."""
+    return client.memory is None or need <= client.memory
+
+
+def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], int]) -> Level | None:
+    """The first of `levels`, the best first, whose need the client's memory holds; None where it holds none.
+
+    Needs are asked for in turn and no further than that: of a client without a budget none is.
+    """
+    return next((level for level in levels if client.memory is None or need(level) <= client.memory), None)
+
+
+def instead(
+    drawn: Sequence[ClientInfo], clients: Sequence[ClientInfo], takes_part: Callable[[ClientInfo], bool], key: Key
+) -> Sequence[ClientInfo]:
+    """As many clients as were `drawn` uniformly, uniformly among those that take part; all of these if they are fewer.
+
+    Kept are those of `drawn` that take part: when all do, this is `drawn` itself. The others are replaced by drawing on
+    from `clients`, which may be lazy and have a million members. By ascending id.
+    """
+    found = [client for client in drawn if takes_part(client)]
+    if len(found) == len(drawn):
+        return drawn
+    asked = {client.id for client in drawn}
+    for position in _shuffled(len(clients), key / "instead"):
+        if len(found) == len(drawn):
+            break
+        client = clients[position]
+        if client.id not in asked and takes_part(client):
+            found.append(client)
+    return sorted(found, key=lambda client: client.id)
+
+
+def _shuffled(n: int, key: Key) -> Iterator[int]:
+    """0 to n - 1 in random order, drawn as they are asked for: Fisher and Yates, with only what has moved in memory."""
+    generator, moved = key.numpy(), dict[int, int]()
+    for last in range(n - 1, -1, -1):
+        at = int(generator.integers(last + 1))
+        yield moved.get(at, at)
+        moved[at] = moved.pop(last, last)
+
+
+def require_some(method: str, clients: Sequence[ClientInfo], need: Callable[[], int], what: str) -> None:
+    """Raise `InputError` naming need and largest budget unless some client's memory holds what `what` needs.
+
+    `need` is not asked for when there is a client without a budget.
+    """
+    if any(client.memory is None or fits(client, need()) for client in clients):
+        return
+    richest = max(clients, key=lambda client: client.memory or 0)
+    raise InputError(
+        f"{method}: no client's memory holds {what}: it needs {need() / 2**20:.1f} MiB, and the largest budget is "
+        f"{(richest.memory or 0) / 2**20:.1f} MiB (client {richest.id}): take smaller batches or a narrower model"
+    )

@@ -1,0 +1,109 @@
+"""Who takes part: levels by budget, and draws among those that fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, overload
+
+import pytest
+
+from unalike.algorithms.fedavg import FedAvg
+from unalike.errors import InputError
+from unalike.memory import eligible
+from unalike.protocol import ClientInfo
+from unalike.rng import Key
+
+NEEDS = {"full": 100, "half": 40, "quarter": 15}
+
+
+def client(id: int, memory: int | None) -> ClientInfo:
+    return ClientInfo(id, "model", 10, memory)
+
+
+@pytest.mark.parametrize(
+    ("memory", "level"), [(100, "full"), (99, "half"), (40, "half"), (39, "quarter"), (15, "quarter"), (14, None)]
+)
+def test_the_best_level_is_the_first_that_the_budget_holds(memory: int, level: str | None) -> None:
+    assert eligible.best(client(0, memory), NEEDS, NEEDS.__getitem__) == level
+    assert eligible.fits(client(0, memory), 40) is (memory >= 40)
+
+
+def test_without_a_budget_no_need_is_asked_for() -> None:
+    def unknown(level: str = "least") -> int:
+        raise AssertionError(level)
+
+    assert eligible.best(client(0, None), NEEDS, unknown) == "full"
+    assert eligible.fits(client(0, None), 10**18)
+    eligible.require_some("m", [client(0, None), client(1, 5)], unknown, "the step")
+
+
+def test_where_all_take_part_the_draw_stays_as_it_was() -> None:
+    clients = [client(k, 100) for k in range(10)]
+    drawn = FedAvg(fraction=0.4).select({"model": {}}, clients, 1, Key.root(0))
+    assert len(drawn) == 4
+    assert eligible.instead(drawn, clients, lambda c: True, Key.root(0)) is drawn
+
+
+def test_all_that_fit_are_equally_likely_and_nobody_else_is_drawn() -> None:
+    """2 of 6 where clients 1, 2, 5 fit: each is in two thirds of the draws, whatever the first draw was."""
+    clients, counts = [client(k, 100 if k in (1, 2, 5) else 1) for k in range(6)], Counter[int]()
+    for seed in range(600):
+        drawn = FedAvg(fraction=2 / 6).select({"model": {}}, clients, 1, Key.root(seed))
+        found = eligible.instead(drawn, clients, lambda c: eligible.fits(c, 50), Key.root(seed))
+        assert len({c.id for c in found}) == 2
+        assert [c.id for c in found] == sorted(c.id for c in found)
+        counts.update(c.id for c in found)
+    assert set(counts) == {1, 2, 5}
+    assert all(abs(n - 400) < 50 for n in counts.values()), counts
+
+
+def test_fewer_that_fit_all_take_part() -> None:
+    clients = [client(k, k) for k in range(6)]
+    assert [c.id for c in eligible.instead(clients[:4], clients, lambda c: eligible.fits(c, 4), Key.root(0))] == [4, 5]
+    assert eligible.instead(clients[:4], clients, lambda c: False, Key.root(0)) == []
+
+
+def test_positions_are_each_drawn_once() -> None:
+    assert sorted(eligible._shuffled(50, Key.root(3))) == list(range(50))
+    orders = Counter(tuple(eligible._shuffled(3, Key.root(seed))) for seed in range(600))
+    assert len(orders) == 6
+    assert all(abs(n - 100) < 40 for n in orders.values()), orders
+
+
+class Million(Sequence[ClientInfo]):
+    """Clients that are made when they are asked for; every second one has little memory."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return 10**6
+
+    @overload
+    def __getitem__(self, index: int) -> ClientInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ClientInfo]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < 10**6:
+            raise IndexError
+        self.asked += 1
+        return client(index, 100 * (index % 2))
+
+
+def test_of_a_million_clients_only_a_few_are_looked_at() -> None:
+    clients = Million()
+    drawn = [clients[k] for k in range(20)]
+    found = eligible.instead(drawn, clients, lambda c: eligible.fits(c, 50), Key.root(0))
+    assert len(found) == 20
+    assert all(c.id % 2 for c in found)
+    assert clients.asked < 100
+
+
+def test_nobody_who_fits_is_an_error_that_names_need_and_budget() -> None:
+    clients = [client(0, 2**20), client(1, 3 * 2**20), client(2, 2**19)]
+    eligible.require_some("m", clients, lambda: 3 * 2**20, "the step")
+    with pytest.raises(InputError) as caught:
+        eligible.require_some("m", clients, lambda: 4 * 2**20, "the smallest width")
+    assert "m: no client's memory holds the smallest width: it needs 4.0 MiB" in str(caught.value)
+    assert "the largest budget is 3.0 MiB (client 1)" in str(caught.value)
