@@ -17,6 +17,7 @@ from rich.table import Table
 from .deploy import commands
 from .errors import InputError, UnalikeError
 from .options import ExperimentCommand, Folder, Json, Out, Quiet, experiment, words
+from .planning import commands as planning
 
 if TYPE_CHECKING:
     from .config import Experiment
@@ -274,6 +275,7 @@ def _explain(log: str, as_json: bool) -> None:
         print("\n".join(f"{f.cause} -> {f.remedy}" for f in found) or "nothing known was found")
 
 
+planning.add_to(app)
 commands.add_to(app)
 
 

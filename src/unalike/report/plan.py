@@ -1,0 +1,151 @@
+"""A plan shown: sentences, a table of stages on a terminal of 80 columns, and a picture of needs against budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+
+from ..telemetry.progress import human_bytes
+from .console import PLAIN
+from .svg import Picture, alone, colour
+from .units import UNKNOWN, counted, scaled
+
+
+def show(plans: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print each plan: what it comes to in words, then its stages."""
+    console = console or Console(markup=False, emoji=False)
+    for told in plans:
+        for sentence in sentences(told):
+            console.print(sentence, **{**PLAIN, "soft_wrap": False})
+        console.print(_table(told))
+
+
+def sentences(told: Mapping[str, Any]) -> list[str]:
+    """Who takes part, and in what, in words."""
+    least, most, full = (told[f"{name}_bytes"] for name in ("need_for_any", "need_for_all", "full_need"))
+    start = (
+        f"To take part in something takes {human_bytes(least)}, in everything" if least < most else "To take part takes"
+    )
+    said = [
+        f"{told['method']}: {told['model']} on {'x'.join(map(str, told['input']))}, batches of "
+        f"{told['visits']['batch_size']} rows. The whole model needs {human_bytes(full)}. "
+        f"{start} {human_bytes(most)} ({_less(most, full)})."
+    ]
+    if total := told["total"]:
+        up, down, operations = human_bytes(total["bytes_up"]), human_bytes(total["bytes_down"]), total["flops"]
+        said.append(
+            f"{counted(told['visits']['rounds'], 'round')} at most, with {told['visits']['rows']:.0f} training rows a "
+            f"client, send {up} and receive {down}, and take {scaled(operations, 'FLOP')}."
+        )
+    n = len(told["clients"])
+    if not n:
+        return said
+    some, always, hold = (round(told[k] * n) for k in ("takes_part", "takes_part_always", "full_eligible"))
+    everything = f", {always} in everything" if least < most else ""
+    said.append(f"Of {counted(n, 'client')} {some} take part{everything}; {hold} could train the whole model.")
+    return said + _groups(told["clients"], len({stage["turn"] for stage in told["stages"]}))
+
+
+def _groups(clients: Sequence[Mapping[str, Any]], turns: int) -> list[str]:
+    """A line for each set of stages that clients do, those with least memory first."""
+    groups: dict[tuple[str, ...], list[int | None]] = {}
+    for client in sorted(clients, key=lambda c: float("inf") if c["memory_bytes"] is None else c["memory_bytes"]):
+        groups.setdefault(tuple(client["stages"]), []).append(client["memory_bytes"])
+    return [
+        f"{counted(len(budgets), 'client')} {_between(budgets)}: "
+        + ("everything" if len(stages) == turns > 1 else ", ".join(stages) or "nothing")
+        for stages, budgets in groups.items()
+    ]
+
+
+def _between(budgets: Sequence[int | None]) -> str:
+    """of 1.0 GiB, or of 1.0 to 2.0 GiB; `budgets` rise, and those without one are last."""
+    first, last = (f"{human_bytes(m)}" if m is not None else "any size" for m in (budgets[0], budgets[-1]))
+    return f"of {first}" if first == last else f"of {first} to {last}"
+
+
+def _less(need: int, full: int) -> str:
+    return f"{100 * (need / full - 1):+.0f} %".replace("-", "−")
+
+
+def _table(told: Mapping[str, Any]) -> Table:
+    headings: dict[str, JustifyMethod] = {
+        "stage": "left",
+        "needs": "right",
+        "hold it": "right",
+        "a round": "right",
+        "down": "right",
+        "up": "right",
+        "once": "right",
+        "FLOP a visit": "right",
+    }
+    rows = [
+        {
+            "stage": stage["name"],
+            "needs": human_bytes(stage["need_bytes"]),
+            "hold it": percent(stage["eligible"]),
+            "a round": f"{stage['clients_a_round']:.3g}",
+            "down": human_bytes(stage["bytes_down"]),
+            "up": human_bytes(stage["bytes_up"]),
+            "once": human_bytes(stage["bytes_once"]) if stage["bytes_once"] else "",
+            "FLOP a visit": scaled(stage["flops_a_visit"], ""),
+        }
+        for stage in told["stages"]
+    ]
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    shown = [name for name in headings if any(row[name] not in ("", UNKNOWN) for row in rows)]
+    for name in shown:
+        table.add_column(name, justify=headings[name], no_wrap=name != "stage", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    return table
+
+
+def percent(share: float | None) -> str:
+    """0.88 -> 88 %"""
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
+def drawn(plans: Sequence[Mapping[str, Any]]) -> str:
+    """The picture as an SVG file of its own, in the colours of the reader's theme."""
+    return alone(picture(plans), "plan")
+
+
+def picture(plans: Sequence[Mapping[str, Any]]) -> Picture:
+    """A bar for the need of each step of each plan, the whole model's need, and below a stroke for each budget."""
+    bars = [
+        (step["name"] if len(plans) == 1 else f"{told['method']}, {step['name']}", step, hue)
+        for hue, told in enumerate(plans)
+        for step in told["steps"]
+    ]
+    bars.insert(
+        0, ("whole model", {"need_bytes": plans[0]["full_need_bytes"], "eligible": plans[0]["full_eligible"]}, 6)
+    )
+    budgets = [c["memory_bytes"] for c in plans[0]["clients"] if c["memory_bytes"] is not None]
+
+    def draw(figure: Figure, wide: bool) -> None:
+        axes = figure.subplots()
+        most = max([step["need_bytes"] for _, step, _ in bars] + budgets)
+        unit, name = (2**30, "GiB") if most > 8 * 2**30 else (2**20, "MiB")
+        for place, (_, step, hue) in enumerate(bars):
+            need = step["need_bytes"]
+            axes.barh(place, need / unit, height=0.62, color=colour(f"c{hue % 7}"), alpha=0.8, lw=0)
+            share = "" if step["eligible"] is None else f", held by {percent(step['eligible'])}"
+            side, gap = ("right", -0.01) if need > 0.55 * most else ("left", 0.01)
+            axes.text((need + gap * most) / unit, place, f"{human_bytes(need)}{share}", va="center", ha=side)
+        names = [name for name, _, _ in bars]
+        if budgets:
+            rug = [memory / unit for memory in budgets]
+            axes.vlines(rug, len(bars) - 0.3, len(bars) + 0.3, color=colour("ink"), lw=1, alpha=0.5)
+            names.append(counted(len(budgets), "budget"))
+        axes.set_yticks(range(len(names)), names)
+        axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1.04 * most / unit))
+        axes.set_xlabel(f"training memory of a client, {name}")
+        axes.grid(axis="x")
+
+    needs = "; ".join(f"{name} {human_bytes(step['need_bytes'])}" for name, step, _ in bars)
+    return Picture(f"Memory that a client needs: {needs}.", draw, *(70 + 30 * (len(bars) + bool(budgets)),) * 2)
