@@ -59,7 +59,7 @@ def superlink(folder: Path, deployment: Deployment) -> Iterator[subprocess.Popen
     """The SuperLink as a child process; what it says is in server/superlink.log."""
     host = "127.0.0.1" if is_loopback(deployment.address) else "0.0.0.0"
     place = folder / SERVER
-    command = [str(Path(sys.executable).parent / "flower-superlink"), "--host", host]
+    command = [sys.executable, "-m", "unalike.engines.flower.superlink", "--host", host]
     command += ["--port", str(port_of(deployment.address)), "--database", str(place / STATE)]
     command += ["--disable-runtime-dependency-installation"]
     if deployment.insecure:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import api
+from .. import api, config, runs
 from ..config import Experiment
 from ..errors import RunError
 from ..telemetry.events import Listener
@@ -64,7 +64,7 @@ def rehearse(
     init(out, experiment, names, f"127.0.0.1:{free_port()}")
     with deployed(out, names, keep_alive):
         folder = operate.run(out, listeners=listeners)
-    prepared = api.prepare(experiment, engine="serial")
+    prepared = api.prepare(config.from_toml(out / runs.EXPERIMENT), engine="serial")
     alone = api.run(prepared, out=out / "in-process", report=False)
     found, events = api.Result(folder), [e for e in api.Result(folder).events() if e["event"] == "round"]
     steady = [event["seconds"] for event in events[1:-1]] or [event["seconds"] for event in events]
