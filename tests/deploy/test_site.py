@@ -36,7 +36,9 @@ def deployment(folder: Path, method: str) -> Path:
 def trained(folder: Path) -> Path:
     """A run of the deployment's, its sites served in this process; the run's folder."""
     hosts = [site.host(read_site(folder / SITES / name), folder / SITES / name) for name in NAMES]
-    engine = Flower(LocalGrid([client_app(host.answer) for host in hosts]), "run1", patience=Patience(poll=0.001, join=0.3))
+    engine = Flower(
+        LocalGrid([client_app(host.answer) for host in hosts]), "run1", patience=Patience(poll=0.001, join=0.3)
+    )
     prepared = api.prepare(config.from_toml(folder / runs.EXPERIMENT))
     return api.start_or_resume(folder / "out", prepared, engine).folder
 

@@ -88,7 +88,7 @@ def server(folder: Deployment, insecure: Insecure = False) -> None:
 
 @deploy.command()
 def register(folder: Deployment, insecure: Insecure = False) -> None:
-    """Let the running server know the sites' keys; those it knows already are left as they are."""
+    """Let the running server know keys of sites that came after its start; it knows those of before by itself."""
     from .operate import register as tell
 
     _ready()
