@@ -162,7 +162,7 @@ def test_a_table_and_a_picture_are_shown(call: Call, tmp_path: Path) -> None:
     assert max(map(len, out.splitlines())) <= 80
     told = json.loads((tmp_path / "p" / "plan.json").read_text())
     for step in told["stages"]:
-        assert re.search(rf"^{step['name']} .* {100 * step['eligible']:.0f} %", out, re.MULTILINE)
+        assert re.search(rf"^{step['name']} +[\d.]+ +{100 * step['eligible']:.0f} %", out, re.MULTILINE)
     assert f"Of 9 clients {round(9 * told['takes_part'])} take part" in out
     svg = (tmp_path / "p" / "plan.svg").read_text()
     assert svg.startswith("<svg xmlns=")

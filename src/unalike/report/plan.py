@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.table import Table
 
 from ..telemetry.progress import human_bytes
@@ -16,12 +16,56 @@ from .units import UNKNOWN, counted, scaled
 
 
 def show(plans: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print each plan: what it comes to in words, then its stages."""
+    """Print each plan: what it comes to in words, then its stages; several are set side by side at the end."""
     console = console or Console(markup=False, emoji=False)
     for told in plans:
         for sentence in sentences(told):
             console.print(sentence, **{**PLAIN, "soft_wrap": False})
-        console.print(_table(told))
+        _print(console, [_stage(stage) for stage in told["stages"]])
+    if len(plans) > 1:
+        _print(console, [_whole(told) for told in plans])
+
+
+def _print(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    shown = [name for name in rows[0] if any(row[name] not in ("", UNKNOWN) for row in rows)]
+    for place, name in enumerate(shown):
+        first = place == 0
+        table.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+    console.print(table)
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "stage": stage["name"],
+        "needs\nMiB": _mib(stage["need_bytes"]),
+        "held\nby": percent(stage["eligible"]),
+        "clients\na round": f"{stage['clients_a_round']:.3g}",
+        "down\nMiB": _mib(stage["bytes_down"]),
+        "up\nMiB": _mib(stage["bytes_up"]),
+        "once\nMiB": _mib(stage["bytes_once"]) if stage["bytes_once"] else "",
+        "GFLOP\na visit": f"{stage['flops_a_visit'] / 1e9:,.0f}",
+    }
+
+
+def _whole(told: Mapping[str, Any]) -> dict[str, str]:
+    total = told["total"] or {}
+    return {
+        "method": told["method"],
+        "needs\nMiB": _mib(told["need_for_any_bytes"]),
+        "for all\nMiB": _mib(told["need_for_all_bytes"]),
+        "take\npart": percent(told["takes_part"]),
+        "in\nall": percent(told["takes_part_always"]),
+        "down\nGiB": f"{total['bytes_down'] / 2**30:.1f}" if total else UNKNOWN,
+        "up\nGiB": f"{total['bytes_up'] / 2**30:.1f}" if total else UNKNOWN,
+        "\nTFLOP": f"{total['flops'] / 1e12:,.0f}" if total else UNKNOWN,
+    }
+
+
+def _mib(bytes: float) -> str:
+    return f"{bytes / 2**20:.1f}"
 
 
 def sentences(told: Mapping[str, Any]) -> list[str]:
@@ -70,39 +114,6 @@ def _between(budgets: Sequence[int | None]) -> str:
 
 def _less(need: int, full: int) -> str:
     return f"{100 * (need / full - 1):+.0f} %".replace("-", "−")
-
-
-def _table(told: Mapping[str, Any]) -> Table:
-    headings: dict[str, JustifyMethod] = {
-        "stage": "left",
-        "needs": "right",
-        "hold it": "right",
-        "a round": "right",
-        "down": "right",
-        "up": "right",
-        "once": "right",
-        "FLOP a visit": "right",
-    }
-    rows = [
-        {
-            "stage": stage["name"],
-            "needs": human_bytes(stage["need_bytes"]),
-            "hold it": percent(stage["eligible"]),
-            "a round": f"{stage['clients_a_round']:.3g}",
-            "down": human_bytes(stage["bytes_down"]),
-            "up": human_bytes(stage["bytes_up"]),
-            "once": human_bytes(stage["bytes_once"]) if stage["bytes_once"] else "",
-            "FLOP a visit": scaled(stage["flops_a_visit"], ""),
-        }
-        for stage in told["stages"]
-    ]
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    shown = [name for name in headings if any(row[name] not in ("", UNKNOWN) for row in rows)]
-    for name in shown:
-        table.add_column(name, justify=headings[name], no_wrap=name != "stage", overflow="fold")
-    for row in rows:
-        table.add_row(*(row[name] for name in shown))
-    return table
 
 
 def percent(share: float | None) -> str:
