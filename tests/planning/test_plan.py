@@ -171,11 +171,22 @@ def test_a_table_and_a_picture_are_shown(call: Call, tmp_path: Path) -> None:
     assert fleet.budgets(str(tmp_path / "p" / "fleet.csv"), 9, Key.root(0)) == budgets
 
 
+def test_a_turn_that_nobody_can_do_stops_a_method() -> None:
+    both = [stage("train a", 30, rounds=1), stage("train b", 80, turn=1, rounds=1), stage("b less", 70, turn=1)]
+    told = plan(both, {0: 50, 1: 60}).as_json()
+    assert (told["nobody_can"], told["total"]) == (["b less"], None)
+    assert "Nobody can b less, so this cannot be run: take smaller batches or a narrower model." in report.sentences(
+        told
+    )
+    assert plan(both, {0: 70}).as_json()["nobody_can"] == plan(both, {}).as_json()["nobody_can"] == []
+
+
 def test_words_say_what_a_fleet_of_equals_does() -> None:
     both = [stage("a", 3 * 2**20), stage("b", 2**20, turn=1)]
     said = report.sentences(plan(both, dict.fromkeys(range(5), 2 * 2**20), full=2**30).as_json())
-    assert said[-2:] == [
+    assert said[-3:] == [
         "Of 5 clients 5 take part, 0 in everything; 0 could train the whole model.",
+        "Nobody can a, so this cannot be run: take smaller batches or a narrower model.",
         "5 clients of 2.0 MiB: b",
     ]
     said = report.sentences(plan(both, {0: 2**10, 1: 2**22, 2: None}, full=2**30).as_json())

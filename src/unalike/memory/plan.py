@@ -113,6 +113,7 @@ class Plan:
         stages = [stage for turn in self.turns for stage in self._turn_as_json(turn, done)]
         full = needs.with_headroom(self.full)
         least = [min(stage.need for stage in turn) for turn in self.turns]
+        nobody = [turn[-1].name for turn in self.turns if not any(s in turn for does in done.values() for s in does)]
         return {
             "method": self.method,
             "model": self.spec.name,
@@ -130,7 +131,8 @@ class Plan:
             "need_for_all_bytes": max(least),
             "takes_part": self._share(bool(stages) for stages in done.values()),
             "takes_part_always": self._share(len(stages) == len(least) for stages in done.values()),
-            "total": self._total(stages),
+            "nobody_can": nobody if self.budgets else [],
+            "total": None if nobody and self.budgets else self._total(stages),
             "visits": {name: getattr(self.visits, name) for name in Visits.__dataclass_fields__},
             "clients": [
                 {"client": client, "memory_bytes": self.budgets[client], "stages": [stage.name for stage in found]}

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..telemetry.progress import human_bytes
 from .console import PLAIN
 from .svg import Picture, alone, colour
-from .units import UNKNOWN, counted, scaled
+from .units import UNKNOWN, counted, listing, scaled
 
 
 def show(plans: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -91,6 +91,10 @@ def sentences(told: Mapping[str, Any]) -> list[str]:
     some, always, hold = (round(told[k] * n) for k in ("takes_part", "takes_part_always", "full_eligible"))
     everything = f", {always} in everything" if least < most else ""
     said.append(f"Of {counted(n, 'client')} {some} take part{everything}; {hold} could train the whole model.")
+    if told["nobody_can"]:
+        cut = ", or cut the chain into other blocks" if any(step["units"] for step in told["steps"]) else ""
+        remedy = f"take smaller batches or a narrower model{cut}"
+        said.append(f"Nobody can {listing(told['nobody_can'])}, so this cannot be run: {remedy}.")
     return said + _groups(told["clients"], len({stage["turn"] for stage in told["stages"]}))
 
 
