@@ -93,6 +93,28 @@ def test_a_partition_by_memory_is_the_least_of_all_and_fits_its_budget() -> None
     assert fitted == found
 
 
+def test_for_a_fleet_the_budget_is_that_of_the_poorest_who_are_to_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five clients 0.6 are three: the third largest budget counts, less its headroom; unlimited ones are largest."""
+    asked: list[tuple[int | None, float | None]] = []
+
+    def partitioned(*work: object) -> None:
+        asked.append(work[-2:])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(partition, "partition", partitioned)
+    work = (works.SPEC, works.TASK, works.OPTIMISER, 16)
+    for budgets, rho in (([110, 550, None, 220, 330], 0.6), ([110, 550, None, 220, 330], 1.0), ([None, None, 7], 0.5)):
+        partition.for_fleet(*work, budgets, 99, rho)
+    assert asked == [(9, pytest.approx(300)), (9, pytest.approx(100)), (9, None)]
+
+
+def test_cuts_are_read_as_they_are_written_down() -> None:
+    assert partition.read("paper", works.SPEC) == works.CUTS
+    assert partition.read("0,4,9", works.SPEC) == (0, 4, 9)
+    for wrong in ("auto", "0, 4", "", "0,-1"):
+        with pytest.raises(InputError, match="it should be paper, auto or units such as 0,3,5,7,9"):
+            partition.read(wrong, works.SPEC)
+
+
 def test_a_chain_that_breaks_and_a_partition_without_a_goal_are_refused() -> None:
     with pytest.raises(InputError, match="needs a number of steps or a budget"):
         partition.partition(works.SPEC, works.TASK, works.OPTIMISER, 8)

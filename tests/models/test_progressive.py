@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ def test_mapping_may_train_the_header_along() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "cuts", "proxies"),
     [
-        ("cnn-5", (3, 16, 16), (0, 1, 2, 3, 4), {"2": (32, 16, 3, 3), "3": (500, 32, 3, 3), "4": (500, 500, 3, 3)}),
+        ("cnn-5", (3, 16, 16), (0, 1, 2, 3, 4), {"2": (32, 16, 3, 3), "3": (500, 32, 3, 3), "4": (500, 500)}),
         ("cnn1d-5", (6, 20), (0, 1, 3), {"2": (128, 16, 3)}),
         ("vit-tiny(width=0.25)", (3, 16, 16), (0, 2, 7), {"2": (48, 48)}),
         ("mlp-1", (13,), (0, 1, 2, 3), {"2": (128, 256), "3": (64, 128)}),
@@ -137,3 +138,72 @@ def test_a_step_or_a_proxy_that_does_not_exist_says_so() -> None:
         SubModel(SPEC, CUTS, 5)
     with pytest.raises(InputError, match="block 1 of 4 has no proxy"):
         progressive.proxy(step(1)[0], 1, KEY)
+
+
+def test_an_output_module_is_what_is_known_and_fresh_for_the_rest() -> None:
+    sub = SubModel(SPEC, CUTS, 2)
+    fresh = progressive.output_module(sub, KEY)
+    assert tree.equal(fresh, {name: progressive.initial(sub, KEY)[name] for name in ("proxies", "header")})
+    known = {"proxies": {"2": {}, "4": {"weight": torch.zeros(64, 32, 3, 3)}}, "header": fresh["header"]}
+    found = progressive.output_module(sub, KEY, known)
+    assert found["proxies"]["4"] is known["proxies"]["4"]
+    assert found["header"] is known["header"]
+    assert tree.equal(found["proxies"]["3"], fresh["proxies"]["3"])
+    assert set(found["proxies"]) == {"3", "4"}
+
+
+def test_a_taught_proxy_joins_those_of_the_step_before() -> None:
+    sub, weights = step(3)
+    student = progressive.student(sub, KEY, weights["header"])
+    before = SubModel(SPEC, CUTS, 2)
+    found = progressive.mapped(sub, {name: weights[name] for name in ("proxies", "header")}, student)
+    assert {b: leaf["weight"].shape for b, leaf in found["proxies"].items()} == {
+        str(b): before.proxy_shape(b) for b in before.missing
+    }
+    assert found["proxies"]["3"] is student["proxy"]
+    assert found["header"] is weights["header"]
+    assert student.keys() == {"proxy"}
+    last, whole = step(4)
+    student = progressive.student(last, KEY, whole["header"])
+    assert tree.equal(student["header"], whole["header"])
+    assert not tree.shares_storage(student, whole)
+    assert progressive.mapped(last, whole, student)["header"] is student["header"]
+
+
+def test_a_step_without_proxies_has_a_linear_header_of_its_width() -> None:
+    x = BATCH["x"][:3]
+    for t, wide in ((1, 8), (2, 16), (4, 64)):
+        sub = SubModel(SPEC, CUTS, t, proxied=False)
+        weights = progressive.initial(sub, KEY)
+        assert weights["header"]["weight"].shape == (4, wide)
+        y = chain.run(SPEC, 0, sub.stop, {**weights["frozen"], **weights["active"]}, x)
+        y = y if t == 4 else y.mean((2, 3))
+        expected = F.linear(y, weights["header"]["weight"], weights["header"]["bias"])
+        assert torch.allclose(progressive.forward(sub, weights, x), expected, atol=1e-6)
+
+
+def test_a_header_of_more_than_one_layer_needs_proxies(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, input, classes):\n"
+        "        super().__init__()\n"
+        "        self.extractor = nn.Sequential(nn.Flatten(), nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6))\n"
+        "        self.header = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.header(self.extractor(x))\n"
+    )
+    spec = Spec(f"{tmp_path / 'own.py'}:Net", (5,), 4)
+    progressive.output_module(SubModel(spec, (0, 1, 2), 1), KEY)
+    with pytest.raises(InputError, match="needs proxies: its header is more than one linear layer"):
+        progressive.output_module(SubModel(spec, (0, 1, 2), 1, proxied=False), KEY)
+
+
+def test_blocks_are_the_extractor_in_parts() -> None:
+    extractor = models.initial(SPEC, KEY)["extractor"]
+    found = progressive.blocks(SubModel(SPEC, CUTS, 1), extractor)
+    assert list(found) == ["1", "2", "3", "4"]
+    leaves = {name: leaf for block in found.values() for name, leaf in block.items()}
+    assert leaves.keys() == extractor.keys()
+    assert all(leaf is extractor[name] for name, leaf in leaves.items())
+    assert all(name.removeprefix("~").startswith("stage2") for name in found["2"])

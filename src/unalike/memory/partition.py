@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,6 +23,7 @@ from ..models.progressive import SubModel
 from ..protocol import Spec
 from ..tasks import Task
 from . import stages
+from .needs import HEADROOM
 from .predict import predict
 
 Cost: TypeAlias = Callable[[int, tuple[int, ...]], float]
@@ -88,12 +90,11 @@ def _mib(bytes: float) -> str:
 
 def step_cost(spec: Spec, task: Task, optimiser: SGD, n: int) -> Cost:
     """The predicted peak of a step in bytes at batches of `n` rows, each of its kind predicted once."""
-    channels = chain.widths(spec)
-
-    known: dict[tuple[int, ...], float] = {}
+    emitted = [(wide, len(shape)) for wide, shape in zip(chain.widths(spec), chain.shapes(spec), strict=True)]
+    known: dict[tuple[object, ...], float] = {}
 
     def cost(i: int, rest: tuple[int, ...]) -> float:
-        kind = (i, rest[0], *(channels[cut - 1] for cut in rest[1:]))  # where cuts lie matters by the proxies' channels
+        kind = (i, rest[0], *(emitted[cut - 1] for cut in rest[1:]))  # where cuts lie matters by the proxies' shapes
         if kind not in known:
             known[kind] = predict(stages.step(_with_step(spec, i, rest), task, optimiser, n)).bytes
         return known[kind]
@@ -124,3 +125,28 @@ def costs(spec: Spec, cuts: Sequence[int], task: Task, optimiser: SGD, n: int) -
     """Given cuts with the predicted peak of each of their steps."""
     cost = step_cost(spec, task, optimiser, n)
     return Partition(tuple(cuts), tuple(cost(i, tuple(cuts[t + 1 :])) for t, i in enumerate(cuts[:-1])))
+
+
+def for_fleet(
+    spec: Spec, task: Task, optimiser: SGD, n: int, budgets: Sequence[int | None], most: int, rho: float
+) -> Partition:
+    """The fewest blocks, at most `most`, each step of which fits the memory of ceil(rho · N) clients or more.
+
+    Args:
+        budgets: of the N clients in bytes, None without one; `needs.HEADROOM` is left in each.
+
+    Where so many clients are without a budget any number of blocks would do: there are `most`. Raises `InputError`
+    where the chain breaks or no partition is fine enough.
+    """
+    most = min(most, len(chain.units(spec)))
+    budget = sorted(budgets, key=lambda b: math.inf if b is None else b)[-math.ceil(rho * len(budgets))]
+    return partition(spec, task, optimiser, n, most, None if budget is None else budget / HEADROOM)
+
+
+def read(cuts: str, spec: Spec) -> tuple[int, ...]:
+    """Cuts as they are written down: "paper" for the architecture's own, or units, "0,3,5,7,9"."""
+    if cuts == "paper":
+        return chain.cuts(spec)
+    if not re.fullmatch(r"\d+(,\d+)*", cuts):
+        raise InputError(f"cuts = {cuts!r} is refused: it should be paper, auto or units such as 0,3,5,7,9")
+    return tuple(map(int, cuts.split(",")))

@@ -56,6 +56,11 @@ def cuts(spec: Spec) -> tuple[int, ...]:
     return found
 
 
+def brings_cuts(spec: Spec) -> bool:
+    """Whether there are cuts of the architecture's paper; `InputError` says where a chain breaks."""
+    return bool(_links(spec).cuts)
+
+
 def require_cuts(spec: Spec, given: Sequence[int]) -> None:
     """Raise `InputError` unless `given` rises strictly from 0 to the number of units."""
     n = len(units(spec))

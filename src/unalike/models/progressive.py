@@ -8,11 +8,14 @@ linear map without bias. Weights are four trees, each a branch of its own:
 
     frozen, active   leaves of the model's "extractor" branch, under the same names
     proxies          {"3": {"weight"}, "4": {"weight"}}: for the missing blocks, by their number from 1
-    header           the model's "header" branch: the same shape at every step
+    header           the model's "header" branch: the same shape at every step, as is that of each proxy
+
+Without proxies (`proxied` is False) the mean of what block t emits goes to a linear header of its own width.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +28,7 @@ from ..errors import InputError
 from ..protocol import Spec
 from ..rng import Key
 from ..tasks import Task
-from ..tree import Tree
+from ..tree import Tree, clone
 from . import chain, head
 from . import initial as initial_model
 
@@ -40,6 +43,8 @@ class SubModel:
     spec: Spec
     cuts: tuple[int, ...]
     step: int
+    proxied: bool = True
+    """Whether proxies stand in for the blocks after the active one."""
 
     def __post_init__(self) -> None:
         chain.require_cuts(self.spec, self.cuts)
@@ -64,34 +69,68 @@ class SubModel:
     @property
     def missing(self) -> range:
         """Numbers of the blocks that proxies stand in for."""
-        return range(self.step + 1, self.steps + 1)
+        return range(self.step + 1, self.steps + 1 if self.proxied else self.step + 1)
 
     def proxy_shape(self, block: int) -> tuple[int, ...]:
         """Weight shape of the proxy for `block`: from what block - 1 emits to what `block` emits, in channels.
 
-        Block `step` itself has one too: the proxy that mapping teaches.
+        It is the same at every step. Block `step` itself has one too: the proxy that mapping teaches.
         """
         if not 2 <= block <= self.steps:
             raise InputError(f"block {block} of {self.steps} has no proxy: those of 2 to {self.steps} have one")
-        wide = chain.widths(self.spec)
-        before = min(self.stop if block > self.step else self.start, self.cuts[block - 1]) - 1
-        return chain.proxy_shape(self.spec, before, wide[self.cuts[block - 1] - 1], wide[self.cuts[block] - 1])
+        wide, before = chain.widths(self.spec), self.cuts[block - 1] - 1
+        return chain.proxy_shape(self.spec, before, wide[before], wide[self.cuts[block] - 1])
 
 
 def initial(sub: SubModel, key: Key) -> dict[str, Any]:
     """First weights {"frozen", "active", "proxies", "header"}: the model's own of `key`, and fresh proxies."""
-    weights = initial_model(sub.spec, key)
-    return {
-        **split(sub, weights["extractor"]),
-        "proxies": {str(b): proxy(sub, b, key / "proxy" / b) for b in sub.missing},
-        "header": weights["header"],
-    }
+    return {**split(sub, initial_model(sub.spec, key)["extractor"]), **output_module(sub, key)}
 
 
 def split(sub: SubModel, extractor: Tree) -> dict[str, Any]:
     """{"frozen", "active"} of a whole "extractor" branch: the same tensors. What comes after is left out."""
     frozen = chain.part(sub.spec, extractor, 0, sub.start)
     return {"frozen": frozen, "active": chain.part(sub.spec, extractor, sub.start, sub.stop)}
+
+
+def blocks(sub: SubModel, extractor: Tree) -> dict[str, Any]:
+    """All blocks of a whole "extractor" branch by their number from 1: the same tensors."""
+    bounds = enumerate(itertools.pairwise(sub.cuts), start=1)
+    return {str(b): chain.part(sub.spec, extractor, start, stop) for b, (start, stop) in bounds}
+
+
+def output_module(sub: SubModel, key: Key, known: Tree | None = None) -> dict[str, Any]:
+    """{"proxies", "header"} of the step: those of `known` that it has, the others fresh ones of `key`.
+
+    A fresh header is the model's own of `key`, but without proxies it is one of the active block's width. Raises
+    `InputError` where that would have to be more than one linear layer.
+    """
+    known = known or {"header": _header(sub, key)}
+    proxies = {str(b): known.get("proxies", {}).get(str(b)) or proxy(sub, b, key / "proxy" / b) for b in sub.missing}
+    return {"proxies": proxies, "header": known["header"]}
+
+
+def _header(sub: SubModel, key: Key) -> Tree:
+    whole: dict[str, Tensor] = initial_model(sub.spec, key)["header"]
+    if sub.proxied or sub.step == sub.steps:
+        return whole
+    if whole.keys() - {"weight", "bias"} or whole["weight"].ndim != 2:
+        raise InputError(f"model {sub.spec.name} needs proxies: its header is more than one linear layer")
+    with (key / "header" / sub.step).scope():
+        layer = nn.Linear(chain.widths(sub.spec)[sub.stop - 1], len(whole["weight"]), "bias" in whole)
+    return {name: leaf.detach() for name, leaf in layer.named_parameters()}
+
+
+def student(sub: SubModel, key: Key, header: Tree) -> dict[str, Any]:
+    """What mapping trains: a fresh "proxy" for the active block, and in the last step a copy of the "header"."""
+    along = {"header": clone(header)} if sub.step == sub.steps else {}
+    return {"proxy": proxy(sub, sub.step, key / "proxy" / sub.step), **along}
+
+
+def mapped(sub: SubModel, output: Tree, student: Tree) -> dict[str, Any]:
+    """{"proxies", "header"} of the step before, when mapping has taught the student in the place of the block."""
+    proxies = {**output.get("proxies", {}), str(sub.step): student["proxy"]}
+    return {"proxies": proxies, "header": student.get("header", output["header"])}
 
 
 def proxy(sub: SubModel, block: int, key: Key) -> dict[str, Tensor]:
