@@ -163,7 +163,7 @@ def extract(folder: Path, client: int, last: bool = False, given: Federation | N
         method=e.method,
         info=info,
         preprocess=found.preprocess(client),
-        down=prepared.algorithm.broadcast(checkpoints.server(index), info, index.round + 1),
+        down=prepared.algorithm.broadcast(checkpoints.server(index), info, index.round),
         state=site.state(client, *index.state(client)),
         round=index.round,
     )

@@ -23,6 +23,7 @@ Ready: TypeAlias = Any
 """What `prepare` hands to `predict`: a method's own affair."""
 
 Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -178,6 +179,10 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     def done(self, server: ServerT, round: int) -> bool:
         """Whether the run ends after `round` rounds."""
         return round >= self.rounds
+
+    def report(self, server: ServerT, round: int) -> Mapping[str, float]:
+        """What the server tells of the round it has just ended: numbers for the round's event and for reports."""
+        return {}
 
     def prepare(self, info: ClientInfo, down: WireT, state: PrivateT, data: Batch, key: Key) -> Ready:
         """Once per client and evaluation: whatever `predict` wants at hand."""

@@ -286,6 +286,23 @@ def test_the_summary_by_hand() -> None:
     assert summarise([{**line, "flops": None} for line in lines], selected_round=2)["flops"] is None
 
 
+class Counting(FedAvg):
+    """Tells what the server knows of a round."""
+
+    def report(self, server: Any, round: int) -> Mapping[str, float]:
+        return {"twice": 2.0 * round, "mean": float(server["model"]["header"]["bias"].mean())} if round > 1 else {}
+
+
+def test_numbers_that_a_server_tells_stand_in_the_rounds_event(table: Federation, tmp_path: Path) -> None:
+    """Of the round that has just been aggregated; a server that tells nothing adds nothing."""
+    drive(tmp_path / "run", f"{__file__}:Counting", table, Serial(), rounds=2, local_epochs=1)
+    one, two = rounds_of(tmp_path / "run")
+    assert "server" not in one["metrics"]
+    checkpoints = Checkpoints(tmp_path / "run/checkpoint")
+    mean = float(checkpoints.server(checkpoints.read())["model"]["header"]["bias"].mean())
+    assert two["metrics"]["server"] == {"twice": 4.0, "mean": mean}
+
+
 # What travels
 
 

@@ -185,13 +185,14 @@ class _Loop:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
         except RunError as error:
             raise RunError(f"round {round}: {error}") from error
+        told = algorithm.report(server, round)
         kept = {info.id: (h["version"], h["sha256"]) for info, h in zip(chosen, heads, strict=True) if h["version"]}
         self.index = replace(self.index, round=round, versions={**self.index.versions, **kept})
         event: dict[str, Any] = {
             "event": "round",
             "round": round,
             "clients": [info.id for info in chosen],
-            "metrics": {"train": _means(arrivals)},
+            "metrics": {"train": _means(arrivals), **({"server": dict(told)} if told else {})},
             "updates": {str(a.info.id): dict(a.metrics) for a in arrivals},
             "bytes_up": traffic.up,
             "bytes_down": traffic.down,
