@@ -47,6 +47,7 @@ ALGORITHMS = Catalogue(
         "fedrep": "fedrep:FedRep",
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
+        "profl": "profl:ProFL",
     }
 )
 

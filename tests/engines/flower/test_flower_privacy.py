@@ -67,12 +67,18 @@ def sent_at_first(leaf: bytes, name: str, passed: Passed) -> bool:
     return passed.first and leaf == passed.up.get(name)
 
 
+def received_by_all(leaf: bytes, name: str, passed: Passed) -> bool:
+    """ProFL's frozen blocks are the server's: each client is sent them once, and keeps them."""
+    return name in passed.to_others[leaf]
+
+
 KEPT_COPIES = {
     ("pfedafm", "theta"): received,
     ("fedavg-ft", "model"): sent,
     ("fd", "sent"): sent_outputs,
     ("fedkd", "mentee"): received_if_whole,
     ("scaffold", "control"): sent_at_first,
+    ("profl", "frozen"): received_by_all,
 }
 """Method and field of its private state: why that is no secret, as a condition on what has passed at that visit."""
 
@@ -110,8 +116,9 @@ def traffic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "save", saving)
-        epochs = {"local_epochs": 1} if hasattr(ALGORITHMS[name], "local_epochs") else {}
-        prepared = api.prepare(name, given, rounds=3, fraction=0.5, **epochs)
+        keys: dict[str, Any] = {"local_epochs": 1} if hasattr(ALGORITHMS[name], "local_epochs") else {}
+        keys |= {"shrinking": False} if name == "profl" else {}  # only what growing has frozen is kept
+        prepared = api.prepare(name, given, rounds=3, fraction=0.5, **keys)
         folder = tmp_path_factory.mktemp("run") / "run"
         api.start_or_resume(folder, prepared, InProcess(seen), federation=given)
     return Traffic(name, seen, states, given)
