@@ -16,6 +16,8 @@ from .algorithms import find
 from .data.federation import Federation, federation
 from .engines.checkpoint import Checkpoints
 from .errors import UnalikeError
+from .local import LocalTraining
+from .memory import needs
 from .protocol import Algorithm, Arrival, Job
 from .rng import Key
 
@@ -27,7 +29,8 @@ def check_algorithm(
 ) -> None:
     """Raise `AssertionError`, saying which promise is broken, unless the method keeps the contract.
 
-    Checked on a small federation of unlike clients (or on `given`): inputs come back unmodified; the same job gives
+    Checked on a small federation of unlike clients, with budgets where the method is `memory_aware` (or on `given`):
+    inputs come back unmodified; the same job gives
     the same bits; `up` shares no storage with `down`, state or data; states and messages survive serialisation;
     clients that were not selected keep their state; predictions have one row a sample and no randomness; and a whole
     run ends in the same bits served serially, in processes, through Flower's messages (where the extra `flower` is
@@ -35,6 +38,8 @@ def check_algorithm(
     """
     made = _instance(algorithm)
     found = given or small_federation(alike=made.equal_architectures)
+    if made.memory_aware and given is None and isinstance(made, LocalTraining):
+        found = _with_budgets(made, found)
     prepared = api.prepare(made, found, rounds=ROUNDS, engine="serial")
     _check_one_round(prepared.algorithm, prepared.federation)
     _check_engines(prepared)
@@ -44,6 +49,13 @@ def small_federation(alike: bool = False) -> Federation:
     """Four clients on the digits: three architectures, or only the one that has BatchNorm and dropout."""
     names = ("cnn-5", "cnn-4", "cnn-5(norm=True, dropout=0.2)")[2 * alike :]
     return federation("digits", clients=4, partition="dirichlet:1.0", min_per_client=60, models=names, seed=11)
+
+
+def _with_budgets(algorithm: LocalTraining, found: Federation) -> Federation:
+    """The same clients: one unlimited, two that can train the whole model, the last one not."""
+    spec = list(found.models.values())[-1]
+    full = needs.whole(spec, found.task, algorithm.optimiser(), algorithm.batch_size)
+    return found.with_budgets((None, 2 * full, 2 * full, full * 4 // 5))
 
 
 def _instance(algorithm: Any) -> Algorithm[Any, Any, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from .algorithms import find
+from .data.fleet import is_file
 from .data.sources import SOURCES
 from .errors import InputError
 from .plugins import absolute
@@ -64,6 +65,10 @@ class Experiment(BaseModel):
     models: tuple[str, ...] = Field((), description="models that clients take in turn [five sizes for the data]")
     model_map: dict[int, str] = Field({}, description="client to model where it is not its turn's, 0=cnn-1,3=cnn-5")
     feature_width: int | None = Field(None, ge=1, description="pool all features to this width")
+    fleet: str | None = Field(
+        None, description="memory budgets: 2GiB, uniform:20MiB:180MiB, a .csv or .toml file of clients [none]"
+    )
+    check_memory: bool = Field(True, description="stop at a client that exceeds its budget")
 
     engine: Literal["serial", "processes", "flower"] | None = Field(
         None, description="serial, processes, or flower's messages in one process [processes where there are two cores]"
@@ -80,6 +85,11 @@ class Experiment(BaseModel):
     @classmethod
     def _read_models(cls, value: Any) -> Any:
         return tuple(split_outside_brackets(value)) if isinstance(value, str) else value
+
+    @field_validator("fleet", mode="before")
+    @classmethod
+    def _read_fleet(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("model_map", mode="before")
     @classmethod
@@ -230,6 +240,8 @@ def located(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             found[key] = str(beside)
     if str(found.get("partition", "")).startswith("file:"):
         found["partition"] = f"file:{folder / found['partition'].removeprefix('file:')}"
+    if is_file(str(found.get("fleet", ""))):
+        found["fleet"] = str(folder / found["fleet"])
     for key in ("method", "shared_model"):
         if isinstance(found.get(key), str):
             found[key] = absolute(found[key], folder)

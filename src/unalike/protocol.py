@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
@@ -111,6 +111,8 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     """Authors, short title, venue, identifier."""
     needs: ClassVar[str] = "clients of any architecture"
     """In words, what the clients must have."""
+    memory_aware: ClassVar[bool] = False
+    """Whether what a client trains depends on its memory budget, or changes with the run's phase."""
     equal_architectures: ClassVar[bool] = False
     """Whether clients of unlike architectures are refused, unless `shared_model` says what all of them train."""
 
@@ -132,6 +134,13 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     def shared(self) -> Spec:
         """The common architecture."""
         return self.models[self.shared_model]
+
+    def settle(self, clients: Sequence[ClientInfo]) -> Self:
+        """Settle what depends on the fleet; the result's parameters are what experiment.toml says.
+
+        Called once where a run starts, before `require`, and again where it is resumed: what is settled stays.
+        """
+        return self
 
     def require(self, clients: Sequence[ClientInfo]) -> None:
         """Raise `InputError` naming method and clients when it cannot serve them; called before anything starts."""

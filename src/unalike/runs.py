@@ -21,6 +21,7 @@ import torch
 from . import config, models
 from .algorithms import find
 from .config import Experiment
+from .data import fleet
 from .data.federation import Federation, federation, with_shared
 from .data.partition import Partition
 from .data.sources import SOURCES
@@ -36,6 +37,8 @@ from .telemetry import events
 FEDERATION_KEYS = tuple(inspect.signature(federation).parameters)
 """The keys of an experiment that say who takes part; all others are the method's and the engine's."""
 EXPERIMENT, MANIFEST, SUMMARY, EVENTS = "experiment.toml", "manifest.json", "summary.json", "events.jsonl"
+FLEET = "fleet.csv"
+"""The budgets of a federation made by hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ class Prepared:
             eval_clients=e.eval_clients,
             device=e.device,
             store_budget=e.store_budget * 2**20,
+            check_memory=e.check_memory,
             listeners=listeners,
         )
 
@@ -86,8 +90,11 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     require_alike([experiment], found)
     own = {info.tier: found.models[info.tier] for info in found.clients}
     found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
-    algorithm = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
+    asked = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
+    algorithm = asked.settle(found.clients)
     algorithm.require(found.clients)
+    own_names = config.parameters_of(kind)
+    settled = {n: v for n in own_names if (v := getattr(algorithm, n)) != getattr(asked, n)}
     cores = os.cpu_count() or 1
     if experiment.engine == "flower":
         require_extra("flower", "flwr")
@@ -101,7 +108,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
         **(_as_given(found) if given and by_hand else {}),
         "engine": engine,
         "workers": workers if engine == "processes" else 1,
-        "parameters": {**experiment.parameters, "shared_model": found.models[shared].name},
+        "parameters": {**experiment.parameters, "shared_model": found.models[shared].name, **settled},
     }
     return Prepared(experiment.model_copy(update=update), found, algorithm, by_hand=given is not None and by_hand)
 
@@ -138,6 +145,7 @@ def _as_given(found: Federation) -> dict[str, Any]:
         "models": tuple(found.models[info.tier].name for info in found.clients),
         "model_map": {},
         "feature_width": found.models[found.clients[0].tier].features,
+        "fleet": None,
     }
 
 
@@ -182,8 +190,12 @@ def _fill(folder: Path, prepared: Prepared) -> None:
     found.partition.save(folder / "partition.npz")
     write_json(folder / "partition.json", found.describe())
     write_json(folder / MANIFEST, manifest(prepared))
+    beside = {"partition": "file:partition.npz"} if prepared.by_hand else {}
+    if prepared.by_hand and fleet.digest(found.budgets):
+        write_atomically(folder / FLEET, fleet.to_csv(found.budgets).encode())
+        beside["fleet"] = FLEET
     text = "# The resolved experiment. Repeat it with: unalike run experiment.toml\n" + config.to_toml(
-        absolute_paths(config.flat(experiment)) | ({"partition": "file:partition.npz"} if prepared.by_hand else {})
+        absolute_paths(config.flat(experiment)) | beside
     )
     write_atomically(folder / EXPERIMENT, text.encode())
 
@@ -196,6 +208,8 @@ def absolute_paths(keys: dict[str, Any]) -> dict[str, Any]:
             found[key] = str(Path(found[key]).resolve())
     if str(found.get("partition", "")).startswith("file:"):
         found["partition"] = f"file:{Path(found['partition'][5:]).resolve()}"
+    if fleet.is_file(found.get("fleet", "")):
+        found["fleet"] = str(Path(found["fleet"]).resolve())
     return found
 
 
@@ -208,6 +222,7 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
         "partition_hash": found.partition.hash,
+        **({"fleet_hash": budgets} if (budgets := fleet.digest(found.budgets)) else {}),
         "code_sha256": code_fingerprints(prepared),
         "machine": {
             "system": platform.system(),
@@ -263,6 +278,8 @@ def reopen(folder: Path, given: Federation | None = None) -> Prepared:
         raise InputError(f"{folder} was run on other data: {experiment.data} has changed since then")
     if found.partition.hash != known["partition_hash"]:
         raise InputError(f"the partition is not the one that {folder} was started with")
+    if given is None and fleet.digest(found.budgets) != known.get("fleet_hash", ""):
+        raise InputError(f"the budgets are not those that {folder} was started with: {experiment.fleet} has changed")
     for name, digest in code_fingerprints(prepared).items():
         if known["code_sha256"].get(name) != digest:
             raise InputError(f"{name} has changed since {folder} was started: run it anew")

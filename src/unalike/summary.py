@@ -62,7 +62,16 @@ def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[
         "flops": total(event["flops"] for event in rounds),
         "seconds": sum(event["seconds"] for event in rounds),
         "peak_memory_bytes": max(event["peak_memory_bytes"] for event in rounds),
+        **_within_budgets([event["memory"] for event in rounds if "memory" in event]),
     }
+
+
+def _within_budgets(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How often clients with budgets were counted, and what they took at most; nothing where there were none."""
+    if not found:
+        return {}
+    added = {name: sum(memory[name] for memory in found) for name in ("visits", "evaluations", "over")}
+    return {"memory": added | {n: max(memory[n] for memory in found) for n in ("largest_share", "largest_bytes")}}
 
 
 def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..protocol import Batch, ClientInfo, Spec
 from ..rng import Key
 from ..tasks import Classification, Task
 from . import Impute, Source
+from .fleet import Budgets, budgets
 from .partition import Partition, draw
 from .preprocess import Preprocess
 from .sources import load as load_source
@@ -70,11 +71,22 @@ class Federation:
                     "name": self.partition.names[info.id] if self.partition.names else str(info.id),
                     "tier": info.tier,
                     **{part: len(self.rows(info.id, part)) for part in PARTS},
+                    **({} if info.memory is None else {"memory": info.memory}),
                     "labels": counts[info.id].tolist(),
                 }
                 for info in self.clients
             ],
         }
+
+    @property
+    def budgets(self) -> Budgets:
+        """Training memory of each client in bytes."""
+        return tuple(info.memory for info in self.clients)
+
+    def with_budgets(self, budgets: Budgets) -> Federation:
+        """The same federation whose clients have these budgets."""
+        infos = (replace(info, memory=memory) for info, memory in zip(self.clients, budgets, strict=True))
+        return replace(self, clients=tuple(infos))
 
     def only(self, clients: Sequence[int]) -> Federation:
         """The same federation with a copy of these clients' rows and nobody else's, as it is handed to their site.
@@ -150,6 +162,7 @@ def federation(
     models: Sequence[str] = (),
     model_map: Mapping[int, str] | None = None,
     feature_width: int | None = None,
+    fleet: str | None = None,
     seed: int = 0,
 ) -> Federation:
     """Load data, divide it among clients and give each a model.
@@ -165,7 +178,8 @@ def federation(
         models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
         model_map: client to model, overriding its turn.
         feature_width: pool every extractor's output to this width.
-        seed: seeds the choice of rows and the partition.
+        fleet: memory budgets, "2GiB", "uniform:LOW:HIGH" or a file, see `data.fleet`; None: nobody has one.
+        seed: seeds the choice of rows, the partition and the budgets.
 
     Raises:
         InputError: in one line what is wrong, where, and what would be right.
@@ -193,7 +207,8 @@ def federation(
         clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
         divided = draw(part, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
         partition = divided.within(drawn)
-    return assemble(source, partition, models, model_map or {}, feature_width, keys)
+    found = assemble(source, partition, models, model_map or {}, feature_width, keys)
+    return found if fleet is None else found.with_budgets(budgets(fleet, len(found.clients), Key.root(seed) / "fleet"))
 
 
 def assemble(

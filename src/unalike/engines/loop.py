@@ -19,6 +19,7 @@ from ..errors import RunError
 from ..protocol import Algorithm, Arrival, ClientInfo, Ticket
 from ..rng import Key
 from ..telemetry.events import EventLog, Listener, total
+from .budget import Visits
 from .checkpoint import Checkpoints, Index
 from .site import Setup, forget_peak_memory, peak_memory
 from .store import DEFAULT_BUDGET
@@ -74,6 +75,7 @@ class Plan:
     eval_clients: int | None = None
     device: str = "cpu"
     store_budget: int = DEFAULT_BUDGET
+    check_memory: bool = True
     listeners: Sequence[Listener] = ()
 
 
@@ -139,6 +141,8 @@ class _Loop:
     index: Index = field(init=False)
     log: EventLog = field(init=False)
     remote: RemoteEngine | None = None
+    visits: Visits = field(default_factory=Visits)
+    """Of the round at hand."""
 
     def __post_init__(self) -> None:
         self.root = Key.root(self.plan.seed)
@@ -168,13 +172,14 @@ class _Loop:
             init_key=(self.root / "init").digest.hex(),
             device=self.plan.device,
             budget=self.plan.store_budget,
+            check_memory=self.plan.check_memory,
         )
 
     def _round(self, server: Any, round: int) -> Any:
         algorithm, started = self.plan.algorithm, time.perf_counter()
         clients, key = self._present(), self.root / "round" / round
         chosen = algorithm.select(server, clients, round, key / "select")
-        traffic = _Traffic()
+        traffic, self.visits = _Traffic(), Visits()
         heads, arrivals = self._train(server, chosen, round, self._overdue(clients), traffic)
         try:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
@@ -197,6 +202,7 @@ class _Loop:
         last = algorithm.done(server, round)
         if last or (self.remote is None and self._is_due(round)):
             event |= self._evaluate(server, round, event["metrics"])
+        event |= self.visits.event()
         event["peak_memory_bytes"] = self._peak(heads)
         event["seconds"] = time.perf_counter() - started
         self._commit(server, event)
@@ -249,7 +255,9 @@ class _Loop:
         with contextlib.closing(self.engine.map(self._counted(requests, traffic))) as answers:
             for frame in answers:
                 traffic.wire_up += len(frame)
-                yield _checked(frame)
+                message = _checked(frame)
+                self.visits.note(message.head)
+                yield message
         if self.remote:
             traffic.wire_down, traffic.wire_up = self.remote.sent - before[0], self.remote.received - before[1]
 

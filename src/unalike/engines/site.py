@@ -21,6 +21,7 @@ from ..data.federation import Federation
 from ..errors import RunError, UnalikeError
 from ..protocol import Algorithm, Batch, Job
 from ..rng import Key
+from .budget import Watch
 from .store import DEFAULT_BUDGET, Store
 from .wire import Message, pack
 
@@ -37,6 +38,7 @@ class Setup:
     device: str = "cpu"
     budget: int = DEFAULT_BUDGET
     threads: int = 1
+    check_memory: bool = True
 
 
 class Site:
@@ -50,7 +52,8 @@ class Site:
         self.device = torch.device(setup.device)
         self.store = Store(Path(setup.store), setup.budget)
         self.init_key = Key(bytes.fromhex(setup.init_key))
-        self._flops_per_row: dict[str, float | None] = {}
+        self.check_memory = setup.check_memory
+        self._flops_per_row: dict[Any, float | None] = {}
         forget_peak_memory()  # of the run that this process served before
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -89,9 +92,10 @@ class Site:
     def _update(self, request: Message) -> Message:
         head = request.head
         job = self._job(request)
-        client, round, info = job.info.id, job.round, job.info
-        scores = {"scores": self._scores(job, head["evaluate"]["key"])} if "evaluate" in head else {}
-        update = self.algorithm.client_update(job)
+        client, round, info, watch = job.info.id, job.round, job.info, Watch(job, self.check_memory)
+        scores = {"scores": self._scores(job, head["evaluate"]["key"], watch)} if "evaluate" in head else {}
+        with watch.over("training"):
+            update = self.algorithm.client_update(job)
         for name in tree.non_finite({"up": update.up, "state": update.state}):
             raise RunError(f"{name} is not finite after training: lower --lr, or look for outliers in its data")
         _require_finite("after training", update.metrics)
@@ -100,11 +104,12 @@ class Site:
             version, digest = round, self.store.save(client, round, tree.to(update.state, torch.device("cpu")))
         reply = {"client": client, "weight": update.weight, "metrics": dict(update.metrics), "rows": info.n}
         kept = {"version": version, "sha256": digest, "flops": self._flops(job)}
-        return Message({**reply, **kept, **scores}, pack(update.up))
+        return Message({**reply, **kept, **scores, **watch.head()}, pack(update.up))
 
     def _evaluate(self, request: Message) -> Message:
         job = self._job(request)
-        return Message({"client": job.info.id, "scores": self._scores(job, request.head["key"])})
+        watch = Watch(job, self.check_memory)
+        return Message({"client": job.info.id, "scores": self._scores(job, request.head["key"], watch), **watch.head()})
 
     def _job(self, request: Message) -> Job[Any, Any]:
         """The ticket with what this site has beside it."""
@@ -113,28 +118,39 @@ class Site:
         down, state = tree.to(request.tree, self.device), self._state(head)
         return Job(info, int(head["round"]), down, state, data, Key(bytes.fromhex(head["key"])))
 
-    def _scores(self, job: Job[Any, Any], key: str) -> dict[str, dict[str, float]]:
-        """Scores on validation and test, with what has been sent and the state as it is before any training."""
-        ready = self.algorithm.prepare(job.info, job.down, job.state, job.data, Key(bytes.fromhex(key)))
-        scores = {}
-        for part in ("validation", "test"):
-            scores[part] = local.evaluate(self.algorithm, ready, self.data(job.info.id, part))
-            _require_finite(f"on {part}", scores[part])
+    def _scores(self, job: Job[Any, Any], key: str, watch: Watch) -> dict[str, dict[str, float]]:
+        """Scores on validation and test, with what has been sent and the state as it is before any training.
+
+        A client with a budget sees at most as many rows at once as in training.
+        """
+        budgeted = {"size": min(512, getattr(self.algorithm, "batch_size", 512))} if job.info.memory else {}
+        rows = {part: self.data(job.info.id, part) for part in ("validation", "test")}
+        with watch.over("evaluation", *rows.values()):
+            ready = self.algorithm.prepare(job.info, job.down, job.state, job.data, Key(bytes.fromhex(key)))
+            scores = {part: local.evaluate(self.algorithm, ready, found, **budgeted) for part, found in rows.items()}
+        for part, found in scores.items():
+            _require_finite(f"on {part}", found)
         return scores
 
     def _flops(self, job: Job[Any, Any]) -> float | None:
-        """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows."""
-        tier = job.info.tier
-        if tier not in self._flops_per_row:
+        """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows.
+
+        For methods whose work changes with budget or phase it is one for each kind of what was sent and kept.
+        """
+        work: Any = job.info.tier
+        if self.algorithm.memory_aware:
+            leaves = tree.flatten({"down": job.down, "state": job.state})
+            work = (work, *((name, tuple(leaf.shape)) for name, leaf in leaves.items()))
+        if work not in self._flops_per_row:
             few = {name: rows[:8] for name, rows in job.data.items()}
             n = min(8, job.info.n)
             try:
                 with FlopCounterMode(display=False) as counter:
                     self.algorithm.client_update(replace(job, info=replace(job.info, n=n), data=few))
-                self._flops_per_row[tier] = counter.get_total_flops() / n
+                self._flops_per_row[work] = counter.get_total_flops() / n
             except Exception:  # a method may need more rows than these: then its operations are not known
-                self._flops_per_row[tier] = None
-        per_row = self._flops_per_row[tier]
+                self._flops_per_row[work] = None
+        per_row = self._flops_per_row[work]
         return None if per_row is None else per_row * job.info.n
 
 

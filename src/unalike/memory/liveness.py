@@ -27,15 +27,19 @@ class Liveness(TorchDispatchMode):
 
     Args:
         pretend: the tensors are fake: whoever reads a number from one gets 1.
+        roles: keep what `peak` needs, which grows with every operation; False leaves only `most`.
     """
 
-    def __init__(self, pretend: bool = False) -> None:
+    def __init__(self, pretend: bool = False, roles: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.pretend, self.flops = pretend, 0
-        self.events: list[tuple[int, int]] = []
+        self.events: list[tuple[int, int]] | None = [] if roles else None
         """(storage, change of its bytes), in order."""
+        self.now = self.most = 0
+        """Bytes that live, and the most that have lived at once."""
         self._roles: dict[int, str] = {}
         self._living: dict[int, _Living] = {}
+        self._ignored: set[int] = set()
         self._born = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,10 +53,15 @@ class Liveness(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._follow(leaf)
         if within := workspace(func, args, outputs):
-            self._roles[self._born] = "workspace"
-            self.events += [(self._born, within), (self._born, -within)]
+            self._roles |= {self._born: "workspace"} if self.events is not None else {}
+            self._change(self._born, within)
+            self._change(self._born, -within)
             self._born += 1
         return outputs
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count the storages of `tensors`, which stay until the end, nor views of them."""
+        self._ignored |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def mark(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Say what the storages of `tensors` are for; the first mark of a storage holds. Unknown ones are born now."""
@@ -66,7 +75,7 @@ class Liveness(TorchDispatchMode):
         by_role: dict[str, int] = {}
         now = most = 0
         found: dict[str, int] = {}
-        for number, change in self.events:
+        for number, change in self.events or ():
             role = self._roles.get(number, "activations")
             by_role[role] = by_role.get(role, 0) + change
             now += change
@@ -82,20 +91,28 @@ class Liveness(TorchDispatchMode):
         if tensor.layout is not torch.strided:
             return None
         storage = tensor.untyped_storage()
+        if storage._cdata in self._ignored:
+            return None
         known, size = self._living.get(storage._cdata), storage.nbytes()
         if known is None:
             known = self._living[storage._cdata] = _Living(self._born, 0)
             known.reference = weakref.ref(storage, functools.partial(self._died, storage._cdata))
             self._born += 1
         if size != known.bytes:
-            self.events.append((known.number, size - known.bytes))
+            self._change(known.number, size - known.bytes)
             known.bytes = size
         return known.number
 
     def _died(self, address: int, reference: weakref.ref[Any]) -> None:
         known = self._living.pop(address, None)
         if known is not None:
-            self.events.append((known.number, -known.bytes))
+            self._change(known.number, -known.bytes)
+
+    def _change(self, number: int, bytes: int) -> None:
+        self.now += bytes
+        self.most = max(self.most, self.now)
+        if self.events is not None:
+            self.events.append((number, bytes))
 
 
 class _Living:

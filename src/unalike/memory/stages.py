@@ -29,6 +29,11 @@ def whole(spec: Spec, task: Task, optimiser: SGD, n: int) -> Work:
     return sgd(loss, {"model": shapes_of(models.initial(spec, KEY))}, optimiser, rows(spec.input, n))
 
 
+def evaluated_whole(spec: Spec, n: int) -> Work:
+    """Logits of the whole model for `n` rows, in evaluation mode."""
+    return evaluation(functools.partial(_whole_logits, spec), shapes_of(models.initial(spec, KEY)), rows(spec.input, n))
+
+
 def step(sub: SubModel, task: Task, optimiser: SGD, n: int, frozen_train: bool = False) -> Work:
     """Training of a step's active block, proxies and header beside its frozen blocks."""
     weights = _branches(sub)
@@ -57,6 +62,10 @@ def evaluated(sub: SubModel, n: int) -> Work:
 
 def _logits(sub: SubModel, weights: Tree, batch: Batch) -> Tensor:
     return progressive.forward(sub, weights, batch["x"])
+
+
+def _whole_logits(spec: Spec, weights: Tree, batch: Batch) -> Tensor:
+    return models.logits(spec, weights, batch["x"])
 
 
 def _branches(sub: SubModel) -> dict[str, Any]:

@@ -112,9 +112,19 @@ class Host:
         return self._job(message)
 
     def _hello(self) -> dict[str, Any]:
-        about = {"memory": self.local.memory, "modalities": self.local.modalities}
-        clients = [{"id": k, "n": len(self.federation.rows(k, "train")), **about} for k in self.local.clients]
+        clients = [
+            {"id": k, "n": n, "memory": self._memory(k), "modalities": self.local.modalities}
+            for k, n in self._rows().items()
+        ]
         return {"name": self.local.name, "protocol": PROTOCOL, "versions": versions(), "clients": clients}
+
+    def _rows(self) -> dict[int, int]:
+        """Number of training rows of each client that is here."""
+        return {k: len(self.federation.rows(k, "train")) for k in self.local.clients}
+
+    def _memory(self, client: int) -> int | None:
+        """A client's budget: what the site's owner wrote, else what its federation was drawn with."""
+        return self.federation.clients[client].memory if self.local.memory is None else self.local.memory
 
     def _open(self, run: str, asked: Mapping[str, Any]) -> Site:
         """Take part in a run as the server describes it, now and after a restart."""
@@ -134,9 +144,10 @@ class Host:
     def _site(self, folder: Path, asked: Mapping[str, Any]) -> Site:
         named = {tier: Spec(**with_tuples(spec)) for tier, spec in asked["models"].items()}
         specs = {tier: dataclasses.replace(spec, name=self.local.at_home(spec.name)) for tier, spec in named.items()}
-        about = (self.local.memory, tuple(self.local.modalities))
-        rows = {k: len(self.federation.rows(k, "train")) for k in self.local.clients}
-        own = {k: ClientInfo(k, asked["tiers"][k], n, *about) for k, n in rows.items()}
+        own = {
+            k: ClientInfo(k, asked["tiers"][k], n, self._memory(k), tuple(self.local.modalities))
+            for k, n in self._rows().items()
+        }
         infos = tuple(own.get(k, ClientInfo(k, tier, 0)) for k, tier in enumerate(asked["tiers"]))
         federation = dataclasses.replace(
             self.federation, clients=infos, models=specs, task=tasks.restore(asked["task"])
@@ -151,6 +162,7 @@ class Host:
             init_key=asked["init_key"],
             device=self.local.device,
             budget=self.local.budget,
+            check_memory=asked.get("check_memory", True),
         )
         return Site(setup, federation)
 
@@ -199,6 +211,7 @@ def describe(setup: Setup, federation: Federation) -> dict[str, Any]:
         "method": setup.method,
         "parameters": dict(setup.parameters),
         "init_key": setup.init_key,
+        "check_memory": setup.check_memory,
         "models": {tier: asdict(spec) for tier, spec in federation.models.items()},
         "tiers": [info.tier for info in federation.clients],
         "task": tasks.describe(federation.task),
