@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
 from ..protocol import ClientInfo
 from ..rng import Key
 
 Level = TypeVar("Level")
+
+FEW = 16
+"""Rows that a client with a budget evaluates at once."""
 
 
 def fits(client: ClientInfo, need: int) -> bool:
@@ -26,6 +32,18 @@ def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], in
     Needs are asked for in turn and no further than that: of a client without a budget none is.
     """
     return next((level for level in levels if client.memory is None or need(level) <= client.memory), None)
+
+
+def rows_at_once(client: ClientInfo, batch_size: int) -> int:
+    """How many rows of a batch a client evaluates at once: all, with a budget at most `FEW`."""
+    return batch_size if client.memory is None else min(batch_size, FEW)
+
+
+def in_few_rows(client: ClientInfo, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)` (B, ...), which takes each row by itself; of a client with a budget for `FEW` rows at once."""
+    if client.memory is None or len(x) <= FEW:
+        return function(x)
+    return torch.cat([function(part) for part in torch.split(x, FEW)])
 
 
 def instead(

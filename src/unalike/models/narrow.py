@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import tree
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..plugins import parse_call
 from ..protocol import Batch, Spec
 from ..rng import Key
@@ -57,6 +57,15 @@ def narrowed(spec: Spec, r: float) -> Spec:
 def shapes(spec: Spec) -> Mapping[str, Tensor]:
     """The model's leaves by name, on the meta device: shapes and dtypes."""
     return tree.flatten(tree.to(initial(spec, Key.root(0)), torch.device("meta")))
+
+
+def level(spec: Spec, weights: Tree) -> float:
+    """The width r, one of `LEVELS`, whose weights have these shapes; `RunError` where none has."""
+    found = {name: leaf.shape for name, leaf in tree.flatten(weights).items()}
+    for r in LEVELS:
+        if found == {name: leaf.shape for name, leaf in shapes(narrowed(spec, r)).items()}:
+            return r
+    raise RunError(f"these weights are no width of model {spec.name}")
 
 
 @functools.lru_cache(maxsize=64)
