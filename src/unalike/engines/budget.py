@@ -32,7 +32,7 @@ class Watch:
         if budget is None or not self.wanted:
             yield
             return
-        tracker = Liveness(roles=False)
+        tracker = Liveness(details=False)
         tracker.ignore(leaf for batch in (self.job.data, *rows) for leaf in batch.values())
         tracker.mark("held", tree.flatten({"down": self.job.down, "state": self.job.state}).values())
         try:

@@ -27,13 +27,13 @@ class Liveness(TorchDispatchMode):
 
     Args:
         pretend: the tensors are fake: whoever reads a number from one gets 1.
-        roles: keep what `peak` needs, which grows with every operation; False leaves only `most`.
+        details: keep what `peak` needs, which grows with every operation, and count `flops`; False leaves only `most`.
     """
 
-    def __init__(self, pretend: bool = False, roles: bool = True) -> None:
+    def __init__(self, pretend: bool = False, details: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.pretend, self.flops = pretend, 0
-        self.events: list[tuple[int, int]] | None = [] if roles else None
+        self.events: list[tuple[int, int]] | None = [] if details else None
         """(storage, change of its bytes), in order."""
         self.now = self.most = 0
         """Bytes that live, and the most that have lived at once."""
@@ -46,14 +46,14 @@ class Liveness(TorchDispatchMode):
         if self.pretend and func is _READ:
             return 1 if not args[0].is_floating_point() else 1.0
         outputs = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
+        if self.events is not None and (formula := flop_registry.get(func._overloadpacket)):
             self.flops += formula(*args, **(kwargs or {}), out_val=outputs)
-        for leaf in tree_leaves(outputs):
+        for leaf in (outputs,) if isinstance(outputs, Tensor) else tree_leaves(outputs):
             if isinstance(leaf, Tensor):
                 self._follow(leaf)
         if within := workspace(func, args, outputs):
-            self._roles |= {self._born: "workspace"} if self.events is not None else {}
+            if self.events is not None:
+                self._roles[self._born] = "workspace"
             self._change(self._born, within)
             self._change(self._born, -within)
             self._born += 1
@@ -110,7 +110,8 @@ class Liveness(TorchDispatchMode):
 
     def _change(self, number: int, bytes: int) -> None:
         self.now += bytes
-        self.most = max(self.most, self.now)
+        if self.now > self.most:
+            self.most = self.now
         if self.events is not None:
             self.events.append((number, bytes))
 
