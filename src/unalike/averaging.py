@@ -21,9 +21,9 @@ def average(arrivals: Sequence[Arrival[Any]], branch: str) -> dict[str, Any]:
     Raises:
         RunError: names the client whose leaves differ from the first one's, or the clients when no weight is positive.
     """
+    _total(arrivals)
     for arrival in arrivals:
         require_same_names_and_shapes(arrival.up[branch], arrivals[0].up[branch], f"client {arrival.info.id}")
-    _total(arrivals)
     return weighted_mean([arrival.up[branch] for arrival in arrivals], [arrival.weight for arrival in arrivals])
 
 
@@ -80,6 +80,8 @@ def _expected(whole: tree.Flat, where: Mapping[str, Places]) -> Tree:
 
 
 def _total(arrivals: Sequence[Arrival[Any]]) -> float:
+    if not arrivals:
+        raise RunError("nobody took part: no client that is there has the memory for it")
     total = float(sum(arrival.weight for arrival in arrivals))
     if not total > 0:
         raise RunError(f"clients {', '.join(str(a.info.id) for a in arrivals)} sent no positive weight to average by")

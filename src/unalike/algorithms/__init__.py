@@ -47,6 +47,11 @@ ALGORITHMS = Catalogue(
         "fedrep": "fedrep:FedRep",
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
+        "allsmall": "allsmall:AllSmall",
+        "exclusivefl": "exclusivefl:ExclusiveFL",
+        "heterofl": "heterofl:HeteroFL",
+        "fedrolex": "fedrolex:FedRolex",
+        "depthfl": "depthfl:DepthFL",
     }
 )
 

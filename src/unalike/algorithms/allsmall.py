@@ -1,7 +1,7 @@
 """AllSmall: FedAvg of one model that is as narrow as the poorest client's memory asks for.
 
-The baseline of that name in Y. Wu, L. Li, C. Tian, C. Xu, "Breaking the Memory Wall for Heterogeneous Federated Learning
-with Progressive Training", KDD 2025, https://arxiv.org/abs/2404.13349 (ProFL)
+The baseline of that name in Y. Wu, L. Li, C. Tian, C. Xu, "Breaking the Memory Wall for Heterogeneous Federated
+Learning with Progressive Training", KDD 2025, https://arxiv.org/abs/2404.13349 (ProFL)
 
     before    r: the largest of 1, 1/2, 1/4, 1/8, 1/16 whose training everyone's memory holds; w has r times the width
     server    sample S_t, send w
@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar, Self, TypedDict
 
 from torch import Tensor
@@ -27,11 +28,12 @@ from .. import models
 from ..averaging import average
 from ..local import LocalTraining, sgd
 from ..memory import eligible, needs
-from ..models.narrow import LEVELS, narrowed
+from ..memory.plan import Stage
+from ..models.narrow import LEVELS, narrowed, shapes
 from ..plugins import label
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, Ready, Share, Spec, Update
 from ..rng import Key
-from ..tree import Tree
+from ..tree import Tree, nbytes, unflatten
 
 
 class Server(TypedDict):
@@ -67,6 +69,12 @@ class AllSmall(LocalTraining, Algorithm[Server, Private, Wire]):
         """Bytes for training and evaluating the model at `r` times its width."""
         return needs.whole(narrowed(self.shared, r), self.task, self.optimiser(), self.batch_size)
 
+    def plan(self) -> Sequence[Stage]:
+        size = nbytes(unflatten(shapes(self.small)))
+        flops = needs.whole_flops(self.small, self.task, self.optimiser(), self.batch_size)
+        need = self.need(self.width or 1.0)
+        return [Stage(name=f"width {Fraction(self.width or 1.0)}", need=need, down=size, up=size, flops=flops)]
+
     def settle(self, clients: Sequence[ClientInfo]) -> Self:
         if self.width:
             return self
@@ -78,7 +86,7 @@ class AllSmall(LocalTraining, Algorithm[Server, Private, Wire]):
         eligible.require_some("allsmall", clients, least, f"width {self.width:g} of {self.shared_model}")
 
     def _takes_part(self, info: ClientInfo) -> bool:
-        return info.memory is None or eligible.fits(info, self.need(self.width or 1.0))
+        return eligible.fits(info, functools.partial(self.need, self.width or 1.0))
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.small, key / "model" / label(self.shared_model))}

@@ -1,7 +1,7 @@
 """ExclusiveFL: FedAvg among the clients whose memory holds the training of the whole model.
 
-The baseline of that name in Y. Wu, L. Li, C. Tian, C. Xu, "Breaking the Memory Wall for Heterogeneous Federated Learning
-with Progressive Training", KDD 2025, https://arxiv.org/abs/2404.13349 (ProFL)
+The baseline of that name in Y. Wu, L. Li, C. Tian, C. Xu, "Breaking the Memory Wall for Heterogeneous Federated
+Learning with Progressive Training", KDD 2025, https://arxiv.org/abs/2404.13349 (ProFL)
 
     server    sample S_t among those who can train w, send w
     client    E epochs:  w_k ← w_k − η ∇L(w_k);   send w_k and n_k
@@ -28,10 +28,12 @@ from .. import models
 from ..averaging import average
 from ..local import LocalTraining, sgd
 from ..memory import eligible, needs
+from ..memory.plan import Stage
+from ..models.narrow import shapes
 from ..plugins import label
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, Ready, Update
 from ..rng import Key
-from ..tree import Tree
+from ..tree import Tree, nbytes, unflatten
 
 
 class Server(TypedDict):
@@ -59,11 +61,16 @@ class ExclusiveFL(LocalTraining, Algorithm[Server, Private, Wire]):
         """Bytes for training and evaluating the model."""
         return needs.whole(self.shared, self.task, self.optimiser(), self.batch_size)
 
+    def plan(self) -> Sequence[Stage]:
+        size = nbytes(unflatten(shapes(self.shared)))
+        flops = needs.whole_flops(self.shared, self.task, self.optimiser(), self.batch_size)
+        return [Stage(name="whole model", need=self.need(), down=size, up=size, flops=flops)]
+
     def require(self, clients: Sequence[ClientInfo]) -> None:
         eligible.require_some("exclusivefl", clients, self.need, f"the whole of {self.shared_model}")
 
     def _takes_part(self, info: ClientInfo) -> bool:
-        return info.memory is None or eligible.fits(info, self.need())
+        return eligible.fits(info, self.need)
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.shared, key / "model" / label(self.shared_model))}

@@ -19,13 +19,12 @@ Scaler, static BN and masked cross-entropy are HeteroFL's, as in the authors' co
 Deviations
 - A layer has round(r C) channels, at least 1, as the model's option `width` makes them (the paper: ⌊r C⌋).
 - Means are weighted by samples (the paper: by given weights; the authors' code: all clients alike), and the step size
-  does not decay.
+  does not decay. The preset `paper` has the settings of the authors' command for CIFAR-10, that decay left out.
+- Clients compute statistics in the last round, in which nothing is trained. Until then each predicts with the
+  statistics of its own rows: the authors' simulation has everybody's at every evaluation.
 - A client predicts with the widest part of W whose evaluation it holds, which is W unless it is very small, else the
   round's window of it; no output is masked there. The authors score W.
-- It computes the statistics from its own training rows. The authors ask all clients for theirs and merge them, which
-  takes an exchange more. `bn = "tracked"` averages the running ones; so does an exported model, which has no rows.
 - Which labels it has a client tells the server, as in the authors' code. `masked = false` tells nothing.
-- The preset `paper` has the settings of the authors' command for CIFAR-10, that decay left out.
 - `stride` is ours. The authors' study of how far windows of successive rounds overlap shuffles channels as well.
 """
 
@@ -42,7 +41,8 @@ from torch import Tensor
 from .. import models
 from ..averaging import average_held
 from ..memory import eligible
-from ..memory.widths import WidthTraining
+from ..memory.plan import Stage
+from ..memory.widths import WidthTraining, statistics_of
 from ..models import narrow
 from ..models.narrow import LEVELS, Places, narrowed
 from ..plugins import label
@@ -53,16 +53,24 @@ from ..tree import Tree
 
 class Server(TypedDict):
     model: Tree
-    """W."""
+    """W, with static BN without statistics."""
+    statistics: Tree
+    """Of W[r], by r as it is written; empty until the last round."""
     rounds: Tensor
     """How many rounds are over (int64)."""
 
 
 class Wire(TypedDict, total=False):
+    """Down: model; in the last round and for evaluation wide. Up: model and labels; in the last round statistics."""
+
     model: Tree
-    """W[S_j(r_k)] to the client, W_k from it; for evaluation W[S_j(r)] of the width that it can evaluate."""
+    """W[S_j(r_k)] to the client, W_k from it."""
     labels: Tensor
-    """From the client: the labels it has rows of (int64), ascending. W_k has the last layer's rows of these only."""
+    """The labels that the client has rows of, ascending (int64). W_k has the last layer's rows of these only."""
+    wide: Tree
+    """W[S_j(r)] of the width that the client can evaluate."""
+    statistics: Tree
+    """From the client those of `wide` on its rows; to it their mean."""
 
 
 class Private(TypedDict):
@@ -96,11 +104,14 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
         """r_k, None for a client whose memory holds no width."""
         return self.trains(self.shared, self.task, info)
 
+    def plan(self) -> Sequence[Stage]:
+        return self.stages(self.shared, self.task)
+
     def require(self, clients: Sequence[ClientInfo]) -> None:
         least = functools.partial(self.need, self.shared, self.task, LEVELS[-1])
         eligible.require_some("fedrolex", clients, least, f"width 1/16 of {self.shared_model}")
         if any(self.width(info) != 1 for info in clients):
-            narrow.require_nested("fedrolex", self.shared, narrowed(self.shared, LEVELS[1]), shift=1)
+            narrow.require_nested("fedrolex", self.shared, narrowed(self.shared, LEVELS[1]), 1)
 
     def _shift(self, round: int) -> int:
         """j, where windows begin in a round."""
@@ -108,7 +119,7 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
 
     def init_server(self, key: Key) -> Server:
         model = models.initial(self.shared, key / "model" / label(self.shared_model))
-        return {"model": model, "rounds": torch.tensor(0)}
+        return {"model": self.weights(self.shared, model), "statistics": {}, "rounds": torch.tensor(0)}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {}
@@ -118,27 +129,36 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
         return eligible.instead(drawn, clients, lambda info: self.width(info) is not None, key)
 
     def broadcast(self, server: Server, info: ClientInfo, round: int) -> Wire:
-        evaluated = int(server["rounds"]) >= round
-        r = (None if evaluated else self.width(info)) or self.predicts(self.shared, info)
-        where = narrow.places(self.shared, narrowed(self.shared, r), self._shift(round))
-        return {"model": narrow.part(server["model"], where)}
+        evaluates = int(server["rounds"]) >= round or self.measures(self.shared, round, self.rounds)
+        if not evaluates and (r := self.width(info)):
+            return {"model": self.part(self.shared, server["model"], r, self._shift(round))}
+        r = self.predicts(self.shared, info)
+        wire: Wire = {"wide": self.part(self.shared, server["model"], r, self._shift(round))}
+        if str(r) in server["statistics"]:
+            wire["statistics"] = server["statistics"][str(r)]
+        return wire
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
+        if "wide" in job.down:
+            found = self.measured(self.shared, job.info, job.down["wide"], job.data, job.key)
+            return Update({"statistics": statistics_of(self.shared, found)}, {}, job.info.n)
         tuned, labels, mean = self.visit(self.shared, self.task, job.down["model"], job.data, job.key)
         up: Any = self.sent(self.shared, tuned, labels)
         return Update(up, {}, job.info.n, {"loss": mean})
 
-    def _held(self, round: int, arrival: Arrival[Wire]) -> Mapping[str, Places]:
-        r = self.width(arrival.info) or LEVELS[-1]
-        return self.holds(self.shared, r, self._shift(round), arrival.up)
-
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
-        held = functools.partial(self._held, round)
-        return {"model": average_held(arrivals, "model", server["model"], held), "rounds": torch.tensor(round)}
+        rounds = torch.tensor(round)
+        if self.measures(self.shared, round, self.rounds):
+            return {**server, "statistics": self.averaged(self.shared, arrivals), "rounds": rounds}
+        model = average_held(arrivals, "model", server["model"], functools.partial(self._held, round))
+        return {"model": model, "statistics": {}, "rounds": rounds}
+
+    def _held(self, round: int, arrival: Arrival[Wire]) -> Mapping[str, Places]:
+        return self.holds(self.shared, self.width(arrival.info) or LEVELS[-1], self._shift(round), arrival.up)
 
     def prepare(self, info: ClientInfo, down: Wire, state: Private, data: Batch, key: Key) -> Ready:
-        return info, *self.prepared(self.shared, info, down["model"], data, key)
+        return self.ready(self.shared, info, down, data, key)
 
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
-        info, spec, model = ready
-        return eligible.in_few_rows(info, lambda x: models.logits(spec, model, x), batch["x"])
+        logits: Any = functools.partial(models.logits, ready["spec"], ready["down"]["wide"])
+        return eligible.in_few_rows(ready["info"], logits, batch["x"])

@@ -5,6 +5,7 @@ A level is whatever a method trains at a client: a width, a depth, a step. Needs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -21,9 +22,9 @@ FEW = 16
 """Rows that a client with a budget evaluates at once."""
 
 
-def fits(client: ClientInfo, need: int) -> bool:
-    """Whether the client's memory holds `need` bytes; without a budget it holds everything."""
-    return client.memory is None or need <= client.memory
+def fits(client: ClientInfo, need: Callable[[], int]) -> bool:
+    """Whether the client's memory holds `need()` bytes. Without a budget it holds everything, and none is asked for."""
+    return client.memory is None or need() <= client.memory
 
 
 def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], int]) -> Level | None:
@@ -31,7 +32,7 @@ def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], in
 
     Needs are asked for in turn and no further than that: of a client without a budget none is.
     """
-    return next((level for level in levels if client.memory is None or need(level) <= client.memory), None)
+    return next((level for level in levels if fits(client, functools.partial(need, level))), None)
 
 
 def rows_at_once(client: ClientInfo, batch_size: int) -> int:
@@ -40,8 +41,11 @@ def rows_at_once(client: ClientInfo, batch_size: int) -> int:
 
 
 def in_few_rows(client: ClientInfo, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)` (B, ...), which takes each row by itself; of a client with a budget for `FEW` rows at once."""
-    if client.memory is None or len(x) <= FEW:
+    """`function(x)` (B, ...), which takes each row by itself; of a client with a budget for `FEW` rows at once.
+
+    While a model is being exported rows are not counted: there they are any number.
+    """
+    if client.memory is None or torch.compiler.is_compiling() or len(x) <= FEW:
         return function(x)
     return torch.cat([function(part) for part in torch.split(x, FEW)])
 
@@ -81,7 +85,7 @@ def require_some(method: str, clients: Sequence[ClientInfo], need: Callable[[], 
 
     `need` is not asked for when there is a client without a budget.
     """
-    if any(client.memory is None or fits(client, need()) for client in clients):
+    if any(fits(client, need) for client in clients):
         return
     richest = max(clients, key=lambda client: client.memory or 0)
     raise InputError(

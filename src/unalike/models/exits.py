@@ -65,6 +65,11 @@ def part(spec: Spec, weights: Tree, d: int) -> dict[str, Any]:
     return {"extractor": extractor, "classifiers": {str(b): weights["classifiers"][str(b)] for b in range(1, d + 1)}}
 
 
+def depth_of(weights: Tree) -> int:
+    """The depth of a sub-model, from its weights."""
+    return len(weights["classifiers"]) + ("header" in weights)
+
+
 def names(spec: Spec, d: int) -> frozenset[str]:
     """The leaves of the sub-model of depth `d`."""
     return frozenset(tree.flatten(part(spec, initial(spec, Key.root(0)), d)))

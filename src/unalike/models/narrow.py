@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +54,20 @@ def narrowed(spec: Spec, r: float) -> Spec:
 
 @functools.lru_cache(maxsize=64)
 @on_real_tensors
-def shapes(spec: Spec) -> Mapping[str, Tensor]:
+def shapes(spec: Spec) -> tree.Flat:
     """The model's leaves by name, on the meta device: shapes and dtypes."""
     return tree.flatten(tree.to(initial(spec, Key.root(0)), torch.device("meta")))
 
 
 def level(spec: Spec, weights: Tree) -> float:
-    """The width r, one of `LEVELS`, whose weights have these shapes; `RunError` where none has."""
-    found = {name: leaf.shape for name, leaf in tree.flatten(weights).items()}
+    """The width r, the first of `LEVELS`, of which these are weights by their shapes; leaves may be missing.
+
+    Raises `RunError` where they are of none.
+    """
+    found = tree.flatten(weights)
     for r in LEVELS:
-        if found == {name: leaf.shape for name, leaf in shapes(narrowed(spec, r)).items()}:
+        like = shapes(narrowed(spec, r))
+        if all(name in like and leaf.shape == like[name].shape for name, leaf in found.items()):
             return r
     raise RunError(f"these weights are no width of model {spec.name}")
 
@@ -93,7 +97,7 @@ def mesh(where: Places) -> Places:
     )
 
 
-def part(weights: Tree, where: Mapping[str, Places]) -> dict[str, object]:
+def part(weights: Tree, where: Mapping[str, Places]) -> dict[str, Any]:
     """The leaves of `weights` at the places given: copies, but for those that are taken whole."""
     flat = tree.flatten(weights)
     return tree.unflatten({name: leaf[mesh(where[name])] if where[name] else leaf for name, leaf in flat.items()})
