@@ -93,11 +93,18 @@ def test_the_first_channels_are_a_network_within_the_network(name: str) -> None:
     narrow.require_nested("m", spec, narrowed(spec, 0.5))
 
 
-@pytest.mark.parametrize(
-    ("name", "shift"), [("cnn-5(width=0.1)", 1), ("vit-tiny(width=0.1)", 0), ("vit-tiny(width=0.1)", 1)]
-)
-def test_flattened_maps_and_attention_are_refused(name: str, shift: int) -> None:
-    spec = Spec(name, (1, 8, 8), 10)
+def test_windows_of_flattened_maps_move_by_whole_maps() -> None:
+    """32 maps of 4 x 4 pixels: half of them, moved on by 3 channels, begin at pixel 48 of 512."""
+    spec = Spec("cnn-5", (1, 8, 8), 10)
+    found = narrow.places(spec, narrowed(spec, 0.5), 3)["extractor/8.weight"]
+    assert found[0].tolist() == [(3 + i) % 500 for i in range(250)]
+    assert found[1].tolist() == [48 + i for i in range(256)]
+    narrow.require_nested("m", spec, narrowed(spec, 0.5), 3)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_attention_is_refused(shift: int) -> None:
+    spec = Spec("vit-tiny(width=0.1)", (1, 8, 8), 10)
     with pytest.raises(InputError, match=r"m trains .* but in model .* these do not make up a network"):
         narrow.require_nested("m", spec, narrowed(spec, 0.5), shift)
 

@@ -6,8 +6,9 @@ channels are left out: of an axis of C entries of which it has P, it holds at sh
     { (s + i) mod C : 0 ≤ i < P }
 
 and of an axis of equal length (inputs, classes, kernels) everything. Positions depend on (C, P, s) alone, so layers
-that follow one another, and the two sides of a residual sum, agree without a line about the architecture.
-`require_nested` finds out where they do not: behind flattened maps, in attention, in normalisation over channels.
+that follow one another, and the two sides of a residual sum, agree without a line about the architecture. Where C maps
+of u pixels are flattened into an axis of C u entries, the window moves by u. `require_nested` finds out where parts do
+not agree: in attention, in normalisation over channels.
 """
 
 from __future__ import annotations
@@ -78,16 +79,33 @@ def places(spec: Spec, narrow: Spec, shift: int = 0) -> Mapping[str, Places]:
     whole, part = shapes(spec), shapes(narrow)
     if whole.keys() != part.keys():
         raise InputError(f"models {spec.name} and {narrow.name} differ in more than their width")
-    return {name: _places(whole[name].shape, part[name].shape, shift) for name in whole}
+    pixels = _pixels(spec, narrow)
+    return {name: _places(whole[name].shape, part[name].shape, shift, pixels[name]) for name in whole}
 
 
-def _places(whole: Sequence[int], part: Sequence[int], shift: int) -> Places:
+def _places(whole: Sequence[int], part: Sequence[int], shift: int, pixels: int = 1) -> Places:
+    """Along each axis; `pixels`: how many entries of the second one, the inputs, are of one channel."""
     if whole == part:
         return ()
     return tuple(
-        torch.arange(size) if size == kept else (torch.arange(kept) + shift) % size
-        for size, kept in zip(whole, part, strict=True)
+        torch.arange(size) if size == kept else (torch.arange(kept) + shift * (pixels if axis == 1 else 1)) % size
+        for axis, (size, kept) in enumerate(zip(whole, part, strict=True))
     )
+
+
+def _pixels(spec: Spec, narrow: Spec) -> dict[str, int]:
+    """Entries of a channel in the inputs of each leaf: more than 1 where they are flattened maps of the layer before."""
+    found, emitted = dict[str, int](), (1, 1)
+    part = shapes(narrow)
+    for branch, leaves in initial(spec, Key.root(0)).items():  # in the order of the layers
+        for leaf, weight in leaves.items():
+            name, taken = f"{branch}/{leaf}", tuple(weight.shape[1:2])
+            pixels = taken[0] // emitted[0] if taken else 1
+            flattened = pixels > 1 and (taken[0], part[name].shape[1]) == (emitted[0] * pixels, emitted[1] * pixels)
+            found[name] = pixels if flattened else 1
+            if taken:
+                emitted = (len(weight), len(part[name]))
+    return found
 
 
 def mesh(where: Places) -> Places:
@@ -122,7 +140,7 @@ def require_nested(method: str, spec: Spec, narrow: Spec, shift: int = 0) -> Non
         windows = "a window" if shift else "the first"
         raise InputError(
             f"{method} trains {windows} of the channels of each layer, but in model {spec.name} these do not make up a "
-            "network (its maps are flattened, or it has attention or a norm over channels): take resnet18 or vgg11"
+            "network (it has attention, or a norm over channels): take resnet18 or vgg11"
         )
 
 
