@@ -82,7 +82,7 @@ def kill(folder: Path, parts: Parts, victim: str, told: list[tuple[int, float]],
     time.sleep(0.5)  # into the third round
     at["round"] = told[-1][0]
     pids = {"site": [parts["b"].pid]}
-    pids["superlink"] = [p for p in below(parts["server"].pid) if "flower-superlink" in command(p)]
+    pids["superlink"] = [p for p in below(parts["server"].pid) if "flower.superlink" in command(p)]
     pids["serverapp"] = [p for p in below(parts["server"].pid) if "flwr-serverapp" in command(p)]
     for pid in pids[victim]:
         with contextlib.suppress(ProcessLookupError):

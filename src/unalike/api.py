@@ -181,15 +181,19 @@ def drive(
     engine: loop.Engine,
     listeners: Sequence[Listener] = (),
     report: bool = True,
+    again: str = "",
 ) -> Result:
-    """Bring the run that lies in `folder`, just made or interrupted, to its end on an engine that is open already."""
+    """Bring the run that lies in `folder`, just made or interrupted, to its end on an engine that is open already.
+
+    `again` is the command that goes on with it, where that is not `unalike resume`.
+    """
     try:
         with runs.locked(folder):
             loop.run(prepared.plan(folder, tuple(listeners)), engine)
             runs.finish(folder, prepared)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        kept = f"the last committed round is kept, continue with: unalike resume {folder}"
+        kept = f"the last committed round is kept, continue with: {again or f'unalike resume {folder}'}"
         raise RunError(f"{error.strerror or error}{place}: {kept}") from error
     finally:
         for listener in listeners:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,11 @@ from rich.table import Table
 from .deploy import commands
 from .errors import InputError, UnalikeError
 from .options import ExperimentCommand, Folder, Json, Out, Quiet, experiment, words
+from .planning import commands as planning
 
 if TYPE_CHECKING:
     from .config import Experiment
+    from .personal import PersonalModel
 
 app = typer.Typer(
     add_completion=False,
@@ -172,9 +175,7 @@ def export(
     form: Annotated[str, typer.Option("--format", help="safetensors or onnx")] = "safetensors",
     last: Annotated[bool, typer.Option("--last", help="of the last round, not the one best on validation")] = False,
 ) -> None:
-    """Write a client's complete personal model as one file."""
-    from .personal import extract
-
+    """Write a client's complete personal model as one file: of a run, or of a site as it was at its last job."""
     suffixes = {"safetensors": ".safetensors", "onnx": ".onnx"}
     if form not in suffixes:
         raise InputError(f"--format {form} is unknown: safetensors or onnx")
@@ -183,8 +184,15 @@ def export(
         raise InputError(f"{path} exists already: choose another --out")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
-    model = extract(folder, client, last)
+    extract = commands.extract_at_site if commands.is_site(folder) else functools.partial(_extract, last=last)
+    model = extract(folder, client)
     print(model.save(path) if form == "safetensors" else model.save_onnx(path))
+
+
+def _extract(folder: Path, client: int, last: bool) -> PersonalModel:
+    from .personal import extract
+
+    return extract(folder, client, last)
 
 
 @app.command()
@@ -274,6 +282,7 @@ def _explain(log: str, as_json: bool) -> None:
         print("\n".join(f"{f.cause} -> {f.remedy}" for f in found) or "nothing known was found")
 
 
+planning.add_to(app)
 commands.add_to(app)
 
 

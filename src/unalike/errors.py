@@ -1,10 +1,10 @@
-"""The two ways unalike refuses: what was asked is wrong, or what was asked failed."""
+"""How unalike refuses: what was asked is wrong, or what was asked failed; and how it says that it was stopped."""
 
 from __future__ import annotations
 
 
 class UnalikeError(Exception):
-    """Base of both. `str(error)` is one line: what is wrong, where, and what would be right."""
+    """Base of all. `str(error)` is one line: what is wrong, where, and what would be right."""
 
     exit_code = 1
 
@@ -17,3 +17,9 @@ class InputError(UnalikeError, ValueError):
 
 class RunError(UnalikeError, RuntimeError):
     """A run that had started could not go on (exit code 1). Its last committed round is kept."""
+
+
+class StoppedError(UnalikeError):
+    """Its user has interrupted what was going on (exit code 130)."""
+
+    exit_code = 130

@@ -39,6 +39,7 @@ def test_what_is_no_size_is_refused_with_an_example(text: Any) -> None:
 def test_a_range_gives_each_client_a_draw_of_its_own() -> None:
     few, many = (fleet.budgets("uniform:20MiB:180MiB", n, KEY) for n in (5, 400))
     assert many[:5] == few
+    assert len(set(many)) > 390
     assert all(isinstance(m, int) and 20 * MIB <= m <= 180 * MIB for m in many)
     assert 90 * MIB < sum(m or 0 for m in many) / 400 < 110 * MIB
     assert fleet.budgets("uniform:20MiB:180MiB", 5, Key.root(1) / "fleet") != few

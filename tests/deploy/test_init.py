@@ -155,10 +155,16 @@ def test_wrong_input_leaves_nothing(names: tuple[str, ...], more: dict[str, Any]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_by_itself_it_is_pfedafm_with_a_client_a_site_and_a_seed_that_cannot_be_guessed() -> None:
-    first, second = (init._default(4) for _ in range(2))
-    assert (first.method, first.data, first.clients) == ("pfedafm", "digits", 4)
-    assert first.seed != second.seed
+def test_by_itself_it_is_pfedafm_with_a_client_a_site() -> None:
+    found = init._default(4)
+    assert (found.method, found.data, found.clients) == ("pfedafm", "digits", 4)
+
+
+def test_a_seed_that_nobody_chose_cannot_be_guessed() -> None:
+    drawn = {init._seeded(config.resolve({"method": "fedavg"})).seed for _ in range(2)}
+    assert len(drawn) == 2
+    assert min(drawn) > 2**24
+    assert init._seeded(config.resolve({"method": "fedavg", "seed": 0})).seed == 0
 
 
 def test_a_site_gets_its_own_copy_of_the_users_code(tmp_path: Path) -> None:

@@ -35,13 +35,12 @@ def test_each_step_is_counted_with_its_evaluation() -> None:
 
 
 def test_evaluation_counts_where_it_takes_more_than_training() -> None:
-    """The last of many blocks trains little, and is evaluated with all others."""
-    sub = SubModel(works.SPEC, (0, 8, 9), 2)
-    rows = 64
-    scored = predict(stages.evaluated(sub, rows)).bytes
-    assert needs.step_peak(sub, works.TASK, works.OPTIMISER, rows) >= scored
-    whole = needs.whole_peak(works.SPEC, works.TASK, works.OPTIMISER, rows)
-    assert whole == predict(works.whole(n=rows)).bytes > predict(stages.evaluated_whole(works.SPEC, rows)).bytes
+    trained, scored = works.whole(n=2), stages.evaluated_whole(works.SPEC, 256)
+    found = needs._found(trained, scored, 2)
+    assert found.peak == predict(scored).bytes > predict(trained).bytes
+    assert found.flops == predict(trained).flops / 2
+    whole = needs.whole_peak(works.SPEC, works.TASK, works.OPTIMISER, N)
+    assert whole == predict(works.whole(n=N)).bytes > predict(stages.evaluated_whole(works.SPEC, N)).bytes
 
 
 def test_frozen_blocks_in_training_mode_need_more() -> None:

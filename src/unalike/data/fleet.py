@@ -30,6 +30,8 @@ Budgets: TypeAlias = tuple[int | None, ...]
 FILES = (".csv", ".toml")
 UNLIMITED = "unlimited"
 _BYTES, _SHAPE = TypeAdapter(ByteSize), re.compile(r"\d+|\d*\.?\d+\s*[kmgt]?i?b", re.IGNORECASE)
+_SHARE = re.compile(r"\d{1,2}|\d{0,2}\.\d+")
+"""A number below 100 without a unit: nobody has so few bytes."""
 
 
 def is_file(fleet: str) -> bool:
@@ -82,6 +84,14 @@ def bounds(fleet: str) -> tuple[int, int]:
     if low > high:
         raise InputError(f"--fleet {fleet} begins above its end: write uniform:{parts[1]}:{parts[0]}")
     return low, high
+
+
+def of_shares(fleet: str, need: int) -> str:
+    """ "uniform:0.12:1.07", shares of a need in bytes, as the range of bytes that it is; any other fleet as it is."""
+    parts = fleet.removeprefix("uniform:").split(":")
+    if not fleet.startswith("uniform:") or len(parts) != 2 or not all(_SHARE.fullmatch(part) for part in parts):
+        return fleet
+    return ":".join(["uniform", *(str(round(float(part) * need)) for part in parts)])
 
 
 def read(path: Path) -> dict[int, int | None]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import StoppedError
 from ..options import ExperimentCommand, Json, Out, Quiet, experiment, words
 from ..plugins import require_extra
 from ..telemetry.events import Listener
+
+if TYPE_CHECKING:
+    from ..personal import PersonalModel
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a federation on real sites, by Flower.")
 Deployment = Annotated[Path, typer.Argument(metavar="FOLDER", help="a folder that deploy init wrote")]
@@ -25,6 +31,19 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(deploy, name="deploy")
     app.command(name="site")(site)
     app.command(name="rehearse", cls=ExperimentCommand, options_metavar="EXPERIMENT.toml | METHOD [OPTIONS]")(rehearse)
+
+
+def is_site(folder: Path) -> bool:
+    """Whether a folder is that of a site."""
+    return (folder / "site.toml").is_file()
+
+
+def extract_at_site(folder: Path, client: int) -> PersonalModel:
+    """A client's complete model from the site that has it, as it was at its last job."""
+    from .site import extract
+
+    require_extra("flower", "flwr", "cryptography")
+    return extract(folder, client)
 
 
 def names_of(sites: str) -> list[str]:
@@ -63,12 +82,13 @@ def server(folder: Deployment, insecure: Insecure = False) -> None:
     from .operate import server as serve
 
     _ready()
-    serve(folder, insecure)
+    with _until_stopped():
+        serve(folder, insecure)
 
 
 @deploy.command()
 def register(folder: Deployment, insecure: Insecure = False) -> None:
-    """Let the running server know the sites' keys; those it knows already are left as they are."""
+    """Let the running server know keys of sites that came after its start; it knows those of before by itself."""
     from .operate import register as tell
 
     _ready()
@@ -85,7 +105,11 @@ def run_(folder: Deployment, insecure: Insecure = False, quiet: Quiet = False, a
 
     _ready()
     rounds = runs.open_run(folder).parameters["rounds"]
-    out = bring_to_its_end(folder, insecure, listeners(folder.name, rounds, quiet))
+    try:
+        out = bring_to_its_end(folder, insecure, listeners(folder.name, rounds, quiet))
+    except KeyboardInterrupt:
+        remedy = f"the run goes on without this; follow it again with: unalike deploy run {folder}"
+        raise StoppedError(f"interrupted: {remedy}") from None
     if as_json:
         print((out / runs.SUMMARY).read_text().strip())
     elif not quiet:
@@ -129,7 +153,8 @@ def site(
     from .site import run as serve
 
     _ready()
-    serve(folder, insecure)
+    with _until_stopped():
+        serve(folder, insecure)
 
 
 def rehearse(
@@ -150,13 +175,26 @@ def rehearse(
     given, keys = words(ctx)
     asked = experiment(given or ["pfedafm"], keys)
     watching: tuple[Listener, ...] = listeners("rehearsal", asked.parameters["rounds"], quiet)
-    done = play(asked, names_of(sites), out or free_folder("rehearsal"), watching, keep_alive=not per_message)
+    out = out or free_folder("rehearsal")
+    try:
+        done = play(asked, names_of(sites), out, watching, keep_alive=not per_message)
+    except KeyboardInterrupt:
+        raise StoppedError(f"interrupted: all parts are stopped; delete {out} and rehearse again") from None
     if as_json:
         print(json.dumps(done.as_json()))
     elif done.identical:
         print(f"identical: {done.deployed}, {done.seconds_per_round:.1f} s a round, {done.folder}")
     if not done.identical:
         raise RunError(f"the deployment ended in {done.deployed}, the engine in process in {done.in_process}")
+
+
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[None]:
+    """A service that its owner or the system stops has done what it was to do: exit code 0."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("unalike: stopped", file=sys.stderr)
 
 
 def _ready() -> None:

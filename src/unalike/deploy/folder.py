@@ -171,6 +171,7 @@ class SiteConfig(_Written):
     modalities: tuple[str, ...] = Field((), description="what its data are made of")
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     keep_alive: bool = Field(True, description="keep one client process between messages")
+    methods: tuple[str, ...] = Field((), description="methods that the server may ask for [any of unalike's]")
     trust: tuple[str, ...] = Field((), description="code of this site's own that the server may name, file.py:Class")
     insecure: bool = Field(False, description="true: no TLS; outside loopback --insecure must be given as well")
     port: int = Field(0, ge=0, le=65535, description="loopback port of Flower's runtime API; 0 is a free one")

@@ -43,7 +43,8 @@ def init(
 
     Args:
         folder: to be made.
-        experiment: what is trained; None is pFedAFM on the digits, one client a site, with a seed drawn at random.
+        experiment: what is trained; None is pFedAFM on the digits, one client a site. Where it does not say a seed, one
+            is drawn at random: who can guess it can derive the keys of all clients' draws.
         names: of the sites; client k of the experiment goes to site k mod N.
         address: "host:port" by which sites reach the server.
         days: for which the server's certificate is valid.
@@ -61,7 +62,7 @@ def init(
     keys = {"name": name, "min_sites": len(names), **more, "address": address, "sites": tuple(names)}
     checked(Deployment, {**keys, "clients": len(names)})
     pins = wheels()
-    prepared = runs.prepare(experiment or _default(len(names)))
+    prepared = runs.prepare(_seeded(experiment or _default(len(names))))
     clients = len(prepared.federation.clients)
     if clients < len(names):
         raise InputError(
@@ -105,7 +106,13 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def _default(sites: int) -> Experiment:
-    return config.resolve({"method": "pfedafm", "data": "digits", "clients": sites, "seed": secrets.randbits(48)})
+    return config.resolve({"method": "pfedafm", "data": "digits", "clients": sites})
+
+
+def _seeded(experiment: Experiment) -> Experiment:
+    if "seed" in experiment.model_fields_set:
+        return experiment
+    return experiment.model_copy(update={"seed": secrets.randbits(48)})
 
 
 def _fill(aside: Path, folder: Path, deployment: Deployment, prepared: Prepared) -> None:
@@ -185,10 +192,16 @@ def site_config(name: str, clients: Sequence[int], deployment: Deployment, prepa
         "clients": tuple(clients),
         "superlink": deployment.address,
         "device": prepared.experiment.device,
+        "methods": tuple(dict.fromkeys((*_own_method(prepared), "standalone"))),
         "trust": tuple(dict.fromkeys(head(_beside(text)) for text in _code_names(prepared) if ":" in head(text))),
         "insecure": deployment.insecure,
     }
     return checked(SiteConfig, keys)
+
+
+def _own_method(prepared: Prepared) -> tuple[str, ...]:
+    """The experiment's method, if it is one of unalike's: for other code there is `trust`."""
+    return () if ":" in head(prepared.experiment.method) else (prepared.experiment.method,)
 
 
 def _code_names(prepared: Prepared) -> list[str]:

@@ -25,7 +25,7 @@ from .processes import child, environment
 from .serverapp import failure_of, is_driven, run_folder
 
 _log = logging.getLogger("unalike.deploy")
-HOME, LOG, STATE = ".flower", "superlink.log", "superlink.db"
+HOME, LOG = ".flower", "superlink.log"
 CONNECTION = "here"
 STARTING = 60.0
 """Seconds within which a ServerApp that Flower has taken on is at work."""
@@ -59,16 +59,26 @@ def superlink(folder: Path, deployment: Deployment) -> Iterator[subprocess.Popen
     """The SuperLink as a child process; what it says is in server/superlink.log."""
     host = "127.0.0.1" if is_loopback(deployment.address) else "0.0.0.0"
     place = folder / SERVER
-    command = [str(Path(sys.executable).parent / "flower-superlink"), "--host", host]
-    command += ["--port", str(port_of(deployment.address)), "--database", str(place / STATE)]
-    command += ["--disable-runtime-dependency-installation"]
+    command = [sys.executable, "-m", "unalike.engines.flower.superlink", "--host", host]
+    command += ["--port", str(port_of(deployment.address)), "--disable-runtime-dependency-installation"]
     if deployment.insecure:
         command += ["--insecure"]
     else:
         command += ["--ssl-ca-certfile", str(place / "ca.crt"), "--ssl-certfile", str(place / "server.crt")]
         command += ["--ssl-keyfile", str(place / "server.key"), "--enable-supernode-auth"]
-    with (place / LOG).open("wb") as log, child(command, environment(folder / HOME), log) as process:
+        command += [word for name, key in _keys(folder, deployment) for word in ("--site", f"{name}={key}")]
+    env = environment(folder / HOME, FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.5")  # it only ever starts the ServerApp
+    with (place / LOG).open("wb") as log, child(command, env, log) as process:
         yield process
+
+
+def _keys(folder: Path, deployment: Deployment) -> list[tuple[str, Path]]:
+    """The public keys of the sites that are there; a word on those that are not."""
+    files = [(name, folder / SITES / name / "node.pub") for name in deployment.sites]
+    for name, file in files:
+        if not file.is_file():
+            _log.warning("site %s cannot take part: there is no %s: copy its public key there", name, file)
+    return [(name, file) for name, file in files if file.is_file()]
 
 
 def certificate_warnings(folder: Path, deployment: Deployment) -> list[str]:
@@ -79,7 +89,7 @@ def certificate_warnings(folder: Path, deployment: Deployment) -> list[str]:
 
 
 def register(folder: Path, allow_insecure: bool = False) -> list[str]:
-    """Tell the SuperLink the public keys of all sites; names of those it did not know yet."""
+    """Tell the running SuperLink the public keys that came after its start; names of those it did not know yet."""
     folder = folder.resolve()
     deployment = read_deployment(folder, allow_insecure)
     new = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import subprocess
 import sys
 import time
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import api
+from .. import api, config, runs
 from ..config import Experiment
 from ..errors import RunError
 from ..telemetry.events import Listener
 from . import operate
-from .folder import SITES
+from .folder import SITES, port_of, read_deployment
 from .init import init
 from .processes import child, environment, free_port
 
@@ -64,7 +65,7 @@ def rehearse(
     init(out, experiment, names, f"127.0.0.1:{free_port()}")
     with deployed(out, names, keep_alive):
         folder = operate.run(out, listeners=listeners)
-    prepared = api.prepare(experiment, engine="serial")
+    prepared = api.prepare(config.from_toml(out / runs.EXPERIMENT), engine="serial")
     alone = api.run(prepared, out=out / "in-process", report=False)
     found, events = api.Result(folder), [e for e in api.Result(folder).events() if e["event"] == "round"]
     steady = [event["seconds"] for event in events[1:-1]] or [event["seconds"] for event in events]
@@ -90,30 +91,25 @@ class Parts(dict[str, subprocess.Popen[Any]]):
 
 @contextlib.contextmanager
 def deployed(folder: Path, names: Sequence[str], keep_alive: bool = True) -> Iterator[Parts]:
-    """A deployment at work on this machine, its keys registered; ended by pid at the end."""
+    """A deployment at work on this machine, ended by pid at the end."""
     with contextlib.ExitStack() as stack:
         parts = Parts(folder, stack)
         parts.start("server")
-        _wait(lambda: operate.register(folder), parts["server"], folder / "server.log")
         for name in names:
             file = folder / SITES / name / "site.toml"
             kept = file.read_text()
             file.write_text(kept if keep_alive else kept.replace("keep_alive = true", "keep_alive = false"))
             parts.start(name)
+        _wait(port_of(read_deployment(folder).address), parts["server"], folder / "server.log")
         yield parts
 
 
-def _wait(ready: Any, process: subprocess.Popen[Any], log: Path, patience: float = 60.0) -> None:
-    """Until the SuperLink has taken the keys."""
+def _wait(port: int, server: subprocess.Popen[Any], log: Path, patience: float = 60.0) -> None:
+    """Until the SuperLink listens."""
     end = time.monotonic() + patience
     while True:
-        try:
-            ready()
-        except RunError:
-            if process.poll() is not None:
-                raise RunError(log.read_text(errors="replace").strip().splitlines()[-1]) from None
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
-        else:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return
+        if server.poll() is not None or time.monotonic() > end:
+            raise RunError(log.read_text(errors="replace").strip().splitlines()[-1])
+        time.sleep(0.2)

@@ -85,7 +85,7 @@ def drive(grid: Grid, folder: Path, patience: Patience | None = None) -> None:
     else:
         prepared = runs.prepare(experiment, found)
         runs.create(out, prepared)
-    api.drive(out, prepared, engine)
+    api.drive(out, prepared, engine, again=f"unalike deploy run {folder}")
 
 
 def staged(experiment: Experiment, deployment: Deployment) -> Experiment:

@@ -20,12 +20,14 @@ from pathlib import Path
 
 import torch
 
+from .. import api
 from ..data.schema import FILE as SCHEMA
 from ..data.schema import Schema
 from ..engines.flower.channel import Listener
 from ..engines.flower.client import SOCKET, client_app
 from ..engines.flower.host import Host, Local
 from ..files import write_atomically
+from ..personal import PersonalModel
 from . import certificates, processes
 from .diagnose import diagnose
 from .folder import SiteConfig, at_home, read_site, site_federation
@@ -63,6 +65,25 @@ def host(site: SiteConfig, folder: Path) -> Host:
     return Host(_local(site), federation)
 
 
+def extract(folder: Path, client: int) -> PersonalModel:
+    """The complete model of a client of this site, as it was at the last job it was sent.
+
+    Raises:
+        InputError: something in the site's files is wrong, or no job of this client has come yet.
+    """
+    there = host(read_site(folder, allow_insecure=True), folder)
+    at, sent = there.last(client)
+    return PersonalModel(
+        algorithm=at.algorithm,
+        method=api.name_of(type(at.algorithm)),
+        info=at.federation.clients[client],
+        preprocess=at.federation.preprocess(client),
+        down=sent.tree,
+        state=at.state(client, sent.head["version"], sent.head["sha256"]),
+        round=sent.head["round"],
+    )
+
+
 def _local(site: SiteConfig) -> Local:
     return Local(
         name=site.name,
@@ -71,6 +92,8 @@ def _local(site: SiteConfig) -> Local:
         memory=None if site.memory is None else int(site.memory),
         modalities=site.modalities,
         device=site.device,
+        methods=site.methods,
+        keeps_broadcasts=True,
         at_home=lambda name: at_home(name, site.trust),
     )
 

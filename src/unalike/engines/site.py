@@ -71,9 +71,8 @@ class Site:
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
             if isinstance(error, OSError):
-                said = (
-                    f"{error.strerror or error} ({error.filename or self.store.folder}): mend this, then unalike resume"
-                )
+                place = error.filename or self.store.folder
+                said = f"{error.strerror or error} ({place}): mend this, then resume the run"
             line = " ".join(f"round {round}, client {client}: {said}".split())
             return Message({"client": client, "error": line, "trace": traceback.format_exc()})
 

@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from .html import Html, tag
+from .style import DARK, LIGHT
 
 WIDE, NARROW = 880, 380
 """Pixels; one matplotlib point is one pixel here."""
@@ -73,6 +74,15 @@ class Picture:
 def inline(picture: Picture, key: str) -> Html:
     """Both drawings. `key` must be unlike that of any other picture on the page: ids derive from it."""
     return Html("".join(_svg(picture, key, wide) for wide in (True, False)))
+
+
+def alone(picture: Picture, key: str) -> str:
+    """The wide drawing as a file of its own, on paper and in both themes."""
+    drawing = str(_svg(picture, key, wide=True)).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, end, rest = drawing.partition(">")
+    themes = f":root{{{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}"
+    plain = "svg{background:var(--paper)}text{fill:var(--ink);font-family:system-ui,sans-serif}"
+    return f"{head}{end}<style>{themes}{plain}</style>{rest}\n"
 
 
 def _svg(picture: Picture, key: str, wide: bool) -> Html:

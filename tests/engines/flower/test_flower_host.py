@@ -75,6 +75,15 @@ def test_it_tells_what_a_server_may_know_of_it(tmp_path: Path, table: Federation
     assert say(at, {"kind": "ping", "run": "run1"}).head == {"run": "run1", "kind": "ping"}
 
 
+def test_without_a_memory_of_its_own_its_clients_have_that_of_their_data(tmp_path: Path, table: Federation) -> None:
+    given = table.with_budgets((10**8, None, 10**9))
+    found = {}
+    for own in (None, 7):
+        said = say(host(tmp_path, given, (0, 1, 2), memory=own), {"kind": "hello", "run": "run1"}).head
+        found[own] = [client["memory"] for client in said["clients"]]
+    assert found == {None: [10**8, None, 10**9], 7: [7, 7, 7]}
+
+
 class Curious(PFedAFM):
     """A method whose training depends on what is known of a client."""
 
@@ -85,7 +94,7 @@ class Curious(PFedAFM):
 
 def test_a_method_sees_the_same_client_at_a_site_as_on_other_engines(tmp_path: Path, table: Federation) -> None:
     """With its memory and modalities, as the federation holds them."""
-    clients = tuple(dataclasses.replace(info, memory=1000 + info.id) for info in table.clients)
+    clients = tuple(dataclasses.replace(info, memory=10**9 + info.id) for info in table.clients)
     given = dataclasses.replace(table, clients=clients)
     found = {}
     for engine in ("serial", "flower"):
@@ -100,7 +109,7 @@ def test_a_method_sees_the_same_client_at_a_site_as_on_other_engines(tmp_path: P
         )
         found[engine] = [event["updates"] for event in result.events() if event["event"] == "round"]
     assert found["flower"] == found["serial"]
-    assert found["flower"][0]["2"]["memory"] == 1002
+    assert found["flower"][0]["2"]["memory"] == 10**9 + 2
 
 
 def test_a_run_is_opened_again_after_a_restart(tmp_path: Path, table: Federation) -> None:

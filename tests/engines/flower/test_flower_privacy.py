@@ -23,7 +23,9 @@ REPLY = {"run", "kind", "client", "round", "peak_memory_bytes"}
 TRAINED = {"weight", "metrics", "rows", "version", "sha256", "flops"}
 ECHO = {"run", "kind"}
 DOWN = {
-    "open": [ECHO | {"protocol", "unalike", "method", "parameters", "init_key", "models", "tiers", "task"}],
+    "open": [
+        ECHO | {"protocol", "unalike", "method", "parameters", "init_key", "check_memory", "models", "tiers", "task"}
+    ],
     "update": [TICKET, TICKET | {"evaluate"}],
     "evaluate": [TICKET],
 }

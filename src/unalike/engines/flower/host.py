@@ -23,7 +23,7 @@ from typing import Any
 from ... import tasks, tree
 from ...data.federation import Federation
 from ...errors import InputError, UnalikeError
-from ...files import with_tuples, write_json
+from ...files import with_tuples, write_atomically, write_json
 from ...plugins import label
 from ...protocol import ClientInfo, Spec
 from ..site import Setup, Site
@@ -52,6 +52,10 @@ class Local:
     modalities: tuple[str, ...] = ()
     device: str = "cpu"
     budget: int = DEFAULT_BUDGET
+    methods: tuple[str, ...] = ()
+    """Methods of unalike that the server may ask for; empty is any of them."""
+    keeps_broadcasts: bool = False
+    """Whether what a client was last sent stays here, so that its owner can take its model out."""
     at_home: Callable[[str], str] = field(default=lambda name: own_code_only(name))
     """What a method or model that the server names is called here; raises `InputError` for code it does not trust."""
 
@@ -142,6 +146,12 @@ class Host:
         return self._sites[run]
 
     def _site(self, folder: Path, asked: Mapping[str, Any]) -> Site:
+        method = str(asked["method"])
+        if self.local.methods and ":" not in method and method not in self.local.methods:
+            agreed = ", ".join(self.local.methods)
+            raise InputError(
+                f"the server asks for {label(method)}, but this site agreed to {agreed}: see methods there"
+            )
         named = {tier: Spec(**with_tuples(spec)) for tier, spec in asked["models"].items()}
         specs = {tier: dataclasses.replace(spec, name=self.local.at_home(spec.name)) for tier, spec in named.items()}
         own = {
@@ -155,7 +165,7 @@ class Host:
         states = self.local.states or folder / "clients"
         states.mkdir(exist_ok=True)
         setup = Setup(
-            method=self.local.at_home(asked["method"]),
+            method=self.local.at_home(method),
             parameters=asked["parameters"],
             federation="",
             store=str(states),
@@ -175,7 +185,31 @@ class Host:
         if tree.sha256(message.tree) != head["base"]:
             raise InputError(f"what arrived for client {client} is not what was sent: its sha256 differs")
         self._tidy(site, client, int(head["version"]), {(client, int(version)) for version in head["keep"]})
-        return site.reply(message)
+        reply = site.reply(message)
+        if self.local.keeps_broadcasts and "error" not in reply.head:
+            kept = {"round": int(head["round"]) - (head["kind"] == "update"), "client": client}
+            kept |= {name: head[name] for name in ("version", "sha256")}
+            write_atomically(self._broadcast(run, client), Message(kept, message.body).encode())
+        return reply
+
+    def last(self, client: int) -> tuple[Site, Message]:
+        """What `client` was last sent, by any run, beside its site; the head says after which round, with which state.
+
+        Raises `InputError` where it has been sent nothing.
+        """
+        found = [path for path in self.local.folder.glob(f"*/sent/{client}.frame") if path.parts[-3].isalnum()]
+        if client not in self.local.clients or not found:
+            raise InputError(
+                f"site {self.local.name} keeps no model of client {client}: its clients are "
+                f"{', '.join(map(str, self.local.clients))}, and a model is there after a client's first job"
+            )
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+        return self._reopen(newest.parts[-3]), Message.decode(newest.read_bytes())
+
+    def _broadcast(self, run: str, client: int) -> Path:
+        folder = self._folder(run) / "sent"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{client}.frame"
 
     @staticmethod
     def _tidy(site: Site, client: int, version: int, kept: set[tuple[int, int]]) -> None:

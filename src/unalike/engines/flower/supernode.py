@@ -1,8 +1,9 @@
 """Flower's SuperNode, looking for messages more often: `python -m unalike.engines.flower.supernode [its arguments]`.
 
-A SuperNode that finds no message waits three seconds before it looks again, so that a round would take at least that.
-The wait is a constant of its module; here it is at most that of the environment's UNALIKE_POLL, in seconds. So is the
-time between its signs of life, after the last of which a site that was killed cannot come back for a minute.
+A SuperNode that finds no message waits three seconds before it asks again, and half a second before it looks into its
+own memory again for an answer, so that a round would take at least that. The waits are constants of its module; here
+the first is at most that of the environment's UNALIKE_POLL, in seconds, and the second a fiftieth of a second. So is
+the time between its signs of life, after the last of which a site that was killed cannot come back for a minute.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ HEARTBEAT = 10
 """Seconds between signs of life, Flower's least: when two are missed, the key is free for the next SuperNode."""
 
 
+LOOK = 0.02
+"""Seconds between looks into its own memory."""
+
+
 class _Clock:
     """The module `time` with a shorter sleep."""
 
@@ -26,7 +31,7 @@ class _Clock:
         return getattr(time, name)
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(min(seconds, self._longest))
+        time.sleep(min(seconds, self._longest if seconds > 1 else LOOK))
 
 
 def main() -> None:
