@@ -9,7 +9,7 @@ from typing import Any, overload
 import pytest
 
 from unalike.algorithms.fedavg import FedAvg
-from unalike.errors import InputError
+from unalike.errors import NobodyFitsError
 from unalike.memory import eligible
 from unalike.protocol import ClientInfo
 from unalike.rng import Key
@@ -104,7 +104,7 @@ def test_of_a_million_clients_only_a_few_are_looked_at() -> None:
 def test_nobody_who_fits_is_an_error_that_names_need_and_budget() -> None:
     clients = [client(0, 2**20), client(1, 3 * 2**20), client(2, 2**19)]
     eligible.require_some("m", clients, lambda: 3 * 2**20, "the step")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(NobodyFitsError) as caught:
         eligible.require_some("m", clients, lambda: 4 * 2**20, "the smallest width")
     assert "m: no client's memory holds the smallest width: it needs 4.0 MiB" in str(caught.value)
     assert "the largest budget is 3.0 MiB (client 1)" in str(caught.value)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import NobodyFitsError
 from ..protocol import ClientInfo
 from ..rng import Key
 
@@ -81,14 +81,14 @@ def _shuffled(n: int, key: Key) -> Iterator[int]:
 
 
 def require_some(method: str, clients: Sequence[ClientInfo], need: Callable[[], int], what: str) -> None:
-    """Raise `InputError` naming need and largest budget unless some client's memory holds what `what` needs.
+    """Raise `NobodyFitsError` naming need and largest budget unless some client's memory holds what `what` needs.
 
     `need` is not asked for when there is a client without a budget.
     """
     if any(fits(client, need) for client in clients):
         return
     richest = max(clients, key=lambda client: client.memory or 0)
-    raise InputError(
+    raise NobodyFitsError(
         f"{method}: no client's memory holds {what}: it needs {need() / 2**20:.1f} MiB, and the largest budget is "
         f"{(richest.memory or 0) / 2**20:.1f} MiB (client {richest.id}): take smaller batches or a narrower model"
     )
