@@ -66,6 +66,7 @@ def register(state: Any, sites: Iterable[tuple[str, Path]]) -> None:
 
     Raises `SystemExit` in one line for a file that holds no such key, or one that another site has.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
     from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
     from flwr.server.superlink.linkstate import in_memory_linkstate
@@ -78,7 +79,7 @@ def register(state: Any, sites: Iterable[tuple[str, Path]]) -> None:
             key = public_key_to_bytes(load_ssh_public_key(file.read_bytes()))  # type: ignore[arg-type]
             memory.generate_rand_int_from_bytes = lambda *_, key=key, **__: number_of(key)
             state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, heartbeat_interval=30, name=name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
             raise SystemExit(f"the key of site {name} in {file} is refused: {error}") from None
         finally:
             memory.generate_rand_int_from_bytes = draw
