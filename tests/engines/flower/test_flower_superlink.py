@@ -110,5 +110,5 @@ def test_a_wrong_key_or_one_that_two_sites_have_is_named(key: Path, monkeypatch:
     wrong.write_text("no key")
     with pytest.raises(SystemExit, match=r"the key of site oslo in .*wrong.pub is refused"):
         started(monkeypatch, "--site", f"oslo={wrong}")
-    with pytest.raises(SystemExit, match=r"the key of site oslo in .* is refused: Public key already in use"):
+    with pytest.raises(SystemExit, match=r"the key of site oslo in .* is refused: another site has the same one"):
         started(monkeypatch, "--site", f"lyon={key}", "--site", f"oslo={key}")

@@ -78,7 +78,8 @@ def register(state: Any, sites: Iterable[tuple[str, Path]]) -> None:
         try:
             key = public_key_to_bytes(load_ssh_public_key(file.read_bytes()))  # type: ignore[arg-type]
             memory.generate_rand_int_from_bytes = lambda *_, key=key, **__: number_of(key)
-            state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, heartbeat_interval=30, name=name)
+            if not state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, heartbeat_interval=30, name=name):
+                raise ValueError("another site has the same one")
         except (OSError, ValueError, UnsupportedAlgorithm) as error:
             raise SystemExit(f"the key of site {name} in {file} is refused: {error}") from None
         finally:
