@@ -86,6 +86,22 @@ def register(state: Any, sites: Iterable[tuple[str, Path]]) -> None:
             memory.generate_rand_int_from_bytes = draw
 
 
+def one_run_at_a_time(state: Any) -> None:
+    """Let each run that is begun on a state in memory stop those before it.
+
+    One whose ServerApp was killed counts as running for a minute, and sites wait for what it had begun to send.
+    """
+    create_run = state.create_run
+
+    def alone(*arguments: Any, **more: Any) -> Any:
+        for run in state.get_run_info():
+            if run.status.status != "finished":
+                state.stop_run(run.run_id)
+        return create_run(*arguments, **more)
+
+    state.create_run = alone
+
+
 def main() -> None:
     from flwr.superlink import main as service
     from flwr.superlink.cli import flower_superlink
@@ -99,7 +115,9 @@ def main() -> None:
 
     def closed(*arguments: Any, **more: Any) -> Any:
         app = create(*arguments, **more)
-        register(app.state.linkstate_factory.state(), sites)
+        state = app.state.linkstate_factory.state()
+        register(state, sites)
+        one_run_at_a_time(state)
         app.add_middleware(OnlySites)
         return app
 
