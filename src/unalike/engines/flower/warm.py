@@ -47,7 +47,7 @@ def serve(app: ClientApp, address: str, secret: bytes, poll: float, stop: thread
             if found.HasField("task") and found.token:
                 threading.Thread(target=_answer, args=(app, address, found.token), daemon=True).start()
         except httpx.HTTPError as error:  # the SuperNode is being restarted
-            _log.warning("the SuperNode does not answer: %s", error)
+            _log.debug("the SuperNode does not answer: %s", error)
             time.sleep(1.0)
         time.sleep(poll)
     client.close()
