@@ -139,7 +139,7 @@ def recorded(factories: Path) -> dict[str, set[str]]:
             head = from_content(message.content).head
             seen.setdefault(head["kind"], set()).update(head)
 
-    federation = unalike.federation("wine", clients=2, partition="iid")
+    federation = unalike.federation("wine", clients=2, partition="iid", fleet="1GiB")
     prepared = api.prepare("pfedafm", federation, rounds=2, engine="serial")
     out = factories / serverapp.RUNS / "shared"
     runs.create(out, prepared)

@@ -15,6 +15,10 @@ class InputError(UnalikeError, ValueError):
     exit_code = 2
 
 
+class NobodyFitsError(InputError):
+    """No client's memory holds what a method trains: it has no result there, and others beside it may have."""
+
+
 class RunError(UnalikeError, RuntimeError):
     """A run that had started could not go on (exit code 1). Its last committed round is kept."""
 

@@ -158,13 +158,17 @@ def extract(folder: Path, client: int, last: bool = False, given: Federation | N
         Setup(e.method, prepared.parameters, "", str(checkpoints.clients), (Key.root(e.seed) / "init").digest.hex()),
         found,
     )
+    state = site.state(client, *index.state(client))
+    down = prepared.algorithm.broadcast(checkpoints.server(index), info, index.round)
+    key = Key.root(e.seed) / "round" / index.round / "evaluate" / client
+    ready = prepared.algorithm.prepare(info, down, state, found.data(client, "train"), key)
     return PersonalModel(
         algorithm=prepared.algorithm,
         method=e.method,
         info=info,
         preprocess=found.preprocess(client),
-        down=prepared.algorithm.broadcast(checkpoints.server(index), info, index.round),
-        state=site.state(client, *index.state(client)),
+        down=ready["down"] if isinstance(ready, Mapping) and "down" in ready else down,
+        state=state,
         round=index.round,
     )
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 import pytest
 
 from unalike.algorithms.fedavg import FedAvg
-from unalike.errors import InputError
+from unalike.errors import NobodyFitsError
 from unalike.memory import eligible
 from unalike.protocol import ClientInfo
 from unalike.rng import Key
@@ -26,15 +26,15 @@ def client(id: int, memory: int | None) -> ClientInfo:
 )
 def test_the_best_level_is_the_first_that_the_budget_holds(memory: int, level: str | None) -> None:
     assert eligible.best(client(0, memory), NEEDS, NEEDS.__getitem__) == level
-    assert eligible.fits(client(0, memory), 40) is (memory >= 40)
+    assert eligible.fits(client(0, memory), lambda: 40) is (memory >= 40)
 
 
 def test_without_a_budget_no_need_is_asked_for() -> None:
-    def unknown(level: str = "least") -> int:
+    def unknown(level: str = "") -> int:
         raise AssertionError(level)
 
     assert eligible.best(client(0, None), NEEDS, unknown) == "full"
-    assert eligible.fits(client(0, None), 10**18)
+    assert eligible.fits(client(0, None), unknown)
     eligible.require_some("m", [client(0, None), client(1, 5)], unknown, "the step")
 
 
@@ -50,7 +50,7 @@ def test_all_that_fit_are_equally_likely_and_nobody_else_is_drawn() -> None:
     clients, counts = [client(k, 100 if k in (1, 2, 5) else 1) for k in range(6)], Counter[int]()
     for seed in range(600):
         drawn = FedAvg(fraction=2 / 6).select({"model": {}}, clients, 1, Key.root(seed))
-        found = eligible.instead(drawn, clients, lambda c: eligible.fits(c, 50), Key.root(seed))
+        found = eligible.instead(drawn, clients, lambda c: eligible.fits(c, lambda: 50), Key.root(seed))
         assert len({c.id for c in found}) == 2
         assert [c.id for c in found] == sorted(c.id for c in found)
         counts.update(c.id for c in found)
@@ -60,7 +60,8 @@ def test_all_that_fit_are_equally_likely_and_nobody_else_is_drawn() -> None:
 
 def test_fewer_that_fit_all_take_part() -> None:
     clients = [client(k, k) for k in range(6)]
-    assert [c.id for c in eligible.instead(clients[:4], clients, lambda c: eligible.fits(c, 4), Key.root(0))] == [4, 5]
+    found = eligible.instead(clients[:4], clients, lambda c: eligible.fits(c, lambda: 4), Key.root(0))
+    assert [c.id for c in found] == [4, 5]
     assert eligible.instead(clients[:4], clients, lambda c: False, Key.root(0)) == []
 
 
@@ -94,7 +95,7 @@ class Million(Sequence[ClientInfo]):
 def test_of_a_million_clients_only_a_few_are_looked_at() -> None:
     clients = Million()
     drawn = [clients[k] for k in range(20)]
-    found = eligible.instead(drawn, clients, lambda c: eligible.fits(c, 50), Key.root(0))
+    found = eligible.instead(drawn, clients, lambda c: eligible.fits(c, lambda: 50), Key.root(0))
     assert len(found) == 20
     assert all(c.id % 2 for c in found)
     assert clients.asked < 100
@@ -103,7 +104,7 @@ def test_of_a_million_clients_only_a_few_are_looked_at() -> None:
 def test_nobody_who_fits_is_an_error_that_names_need_and_budget() -> None:
     clients = [client(0, 2**20), client(1, 3 * 2**20), client(2, 2**19)]
     eligible.require_some("m", clients, lambda: 3 * 2**20, "the step")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(NobodyFitsError) as caught:
         eligible.require_some("m", clients, lambda: 4 * 2**20, "the smallest width")
     assert "m: no client's memory holds the smallest width: it needs 4.0 MiB" in str(caught.value)
     assert "the largest budget is 3.0 MiB (client 1)" in str(caught.value)

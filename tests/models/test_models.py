@@ -127,7 +127,7 @@ def test_normalisation_names_the_leaves_of_batch_norm_alone(tmp_path: Path) -> N
     assert models.normalisation(spec) == expected
     assert models.normalisation(Spec("cnn-5", (1, 8, 8), 10)) == frozenset()
     models.logits(spec, models.initial(spec, Key.root(0)), torch.zeros(2, 1, 8, 8))
-    models.normalisation.cache_clear()
+    models.leaves_of.cache_clear()
     assert models.normalisation(spec) == expected
 
 

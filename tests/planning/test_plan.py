@@ -163,6 +163,9 @@ def test_a_table_and_a_picture_are_shown(call: Call, tmp_path: Path) -> None:
     told = json.loads((tmp_path / "p" / "plan.json").read_text())
     for step in told["stages"]:
         assert re.search(rf"^{step['name']} +[\d.]+ +{100 * step['eligible']:.0f} %", out, re.MULTILINE)
+    assert "Blocks: stem to stage1_2; stage2_1 to stage2_2; stage3_1 to stage3_2; stage4_1 to stage4_2." in " ".join(
+        out.split()
+    )
     assert f"Of 9 clients {round(9 * told['takes_part'])} take part" in out
     svg = (tmp_path / "p" / "plan.svg").read_text()
     assert svg.startswith("<svg xmlns=")

@@ -48,6 +48,11 @@ ALGORITHMS = Catalogue(
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
         "profl": "profl:ProFL",
+        "allsmall": "allsmall:AllSmall",
+        "exclusivefl": "exclusivefl:ExclusiveFL",
+        "heterofl": "heterofl:HeteroFL",
+        "fedrolex": "fedrolex:FedRolex",
+        "depthfl": "depthfl:DepthFL",
     }
 )
 

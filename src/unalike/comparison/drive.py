@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from .. import api, runs
 from ..engines.loop import Engine
-from ..errors import UnalikeError
+from ..errors import NobodyFitsError, UnalikeError
 from ..files import write_json
 from ..runs import Prepared
 from ..telemetry.events import Listener
@@ -117,7 +117,10 @@ class Drive:
         self.begun += 1
         if self.cells.done(cell):
             return
-        prepared = self.setting.prepare(cell)
+        try:
+            prepared = self.setting.prepare(cell)
+        except NobodyFitsError as error:
+            return self.cells.fail(cell, str(error))
         trying = "" if cell.trial is None else " " + " ".join(f"{k}={v}" for k, v in cell.chosen.items())
         title = f"{self.title}[{self.begun}/{self._total()}] {cell.label} seed {cell.seed}{trying}"
         try:
@@ -129,6 +132,7 @@ class Drive:
             self.cells.fail(cell, str(error))
         except Exception as error:  # a method of the user's own may raise anything, and the others go on
             self.cells.fail(cell, f"{type(error).__name__}: {error}")
+        return None
 
     def _total(self) -> int:
         asked = self.setting.asked

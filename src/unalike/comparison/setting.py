@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import config, runs
 from ..data.federation import Federation
+from ..errors import NobodyFitsError
 from ..rng import Key
 from ..runs import Prepared
 from .cells import Cell
@@ -35,8 +38,15 @@ class Setting:
         return max(len(points) for points in self.points.values())
 
     def experiment(self) -> config.Experiment:
-        """One that says which engine serves all runs."""
-        return self.prepare(Cell(next(iter(self.asked.methods)), self.asked.seeds[0])).experiment
+        """One that says which engine serves all runs. `NobodyFitsError` where every method is one for nobody."""
+        refused: NobodyFitsError | None = None
+        for label, seed in itertools.product(self.asked.methods, self.asked.seeds):
+            try:
+                return self.prepare(Cell(label, seed)).experiment
+            except NobodyFitsError as error:
+                refused = refused or error
+        assert refused
+        raise refused
 
     def _federation(self, seed: int) -> Federation:
         if self.given:
@@ -51,13 +61,17 @@ class Setting:
         return runs.prepare(experiment, self.federation(cell.seed), by_hand=self.given is not None)
 
     def check(self) -> None:
-        """Prepare a run of each method and seed, and every setting that is to be tried."""
+        """Prepare a run of each method and seed, and every setting that is to be tried.
+
+        A method that no client's memory holds is no fault of the comparison: there it has no result.
+        """
         asked = self.asked
+        cells = [Cell(label, asked.seeds[0], point) for label, points in self.points.items() for point in points]
         for seed in asked.seeds:
             everyone = [self._experiment(label, {}, seed) for label in asked.methods]
             runs.require_alike(everyone, self.federation(seed))
-            for label in asked.methods:
-                self.prepare(Cell(label, seed))
-        for label, points in self.points.items():
-            for point in points:
-                self.prepare(Cell(label, asked.seeds[0], point))
+            cells += [Cell(label, seed) for label in asked.methods]
+        for cell in cells:
+            with contextlib.suppress(NobodyFitsError):
+                self.prepare(cell)
+        self.experiment()

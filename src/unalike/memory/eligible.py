@@ -5,19 +5,26 @@ A level is whatever a method trains at a client: a width, a depth, a step. Needs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from ..errors import InputError
+import torch
+from torch import Tensor
+
+from ..errors import NobodyFitsError
 from ..protocol import ClientInfo
 from ..rng import Key
 
 Level = TypeVar("Level")
 
+FEW = 16
+"""Rows that a client with a budget evaluates at once."""
 
-def fits(client: ClientInfo, need: int) -> bool:
-    """Whether the client's memory holds `need` bytes; without a budget it holds everything."""
-    return client.memory is None or need <= client.memory
+
+def fits(client: ClientInfo, need: Callable[[], int]) -> bool:
+    """Whether the client's memory holds `need()` bytes. Without a budget it holds everything, and none is asked for."""
+    return client.memory is None or need() <= client.memory
 
 
 def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], int]) -> Level | None:
@@ -25,7 +32,22 @@ def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], in
 
     Needs are asked for in turn and no further than that: of a client without a budget none is.
     """
-    return next((level for level in levels if client.memory is None or need(level) <= client.memory), None)
+    return next((level for level in levels if fits(client, functools.partial(need, level))), None)
+
+
+def rows_at_once(client: ClientInfo, batch_size: int) -> int:
+    """How many rows of a batch a client evaluates at once: all, with a budget at most `FEW`."""
+    return batch_size if client.memory is None else min(batch_size, FEW)
+
+
+def in_few_rows(client: ClientInfo, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)` (B, ...), which takes each row by itself; of a client with a budget for `FEW` rows at once.
+
+    While a model is being exported rows are not counted: there they are any number.
+    """
+    if client.memory is None or torch.compiler.is_compiling() or len(x) <= FEW:
+        return function(x)
+    return torch.cat([function(part) for part in torch.split(x, FEW)])
 
 
 def instead(
@@ -59,14 +81,14 @@ def _shuffled(n: int, key: Key) -> Iterator[int]:
 
 
 def require_some(method: str, clients: Sequence[ClientInfo], need: Callable[[], int], what: str) -> None:
-    """Raise `InputError` naming need and largest budget unless some client's memory holds what `what` needs.
+    """Raise `NobodyFitsError` naming need and largest budget unless some client's memory holds what `what` needs.
 
     `need` is not asked for when there is a client without a budget.
     """
-    if any(client.memory is None or fits(client, need()) for client in clients):
+    if any(fits(client, need) for client in clients):
         return
     richest = max(clients, key=lambda client: client.memory or 0)
-    raise InputError(
+    raise NobodyFitsError(
         f"{method}: no client's memory holds {what}: it needs {need() / 2**20:.1f} MiB, and the largest budget is "
         f"{(richest.memory or 0) / 2**20:.1f} MiB (client {richest.id}): take smaller batches or a narrower model"
     )

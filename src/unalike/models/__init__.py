@@ -39,6 +39,7 @@ __all__ = [
     "features",
     "head",
     "initial",
+    "leaves_of",
     "logits",
     "normalisation",
     "parameters",
@@ -192,15 +193,19 @@ def parameters(spec: Spec, part: str | None = None) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def normalisation(spec: Spec) -> frozenset[str]:
-    """The leaves of BatchNorm layers, weights and statistics: "extractor/1.weight", "extractor/~1.running_var", ..."""
+def leaves_of(spec: Spec, *kinds: type[nn.Module]) -> frozenset[str]:
+    """Weights and buffers of layers of these kinds: "extractor/1.weight", "extractor/~1.running_var", ..."""
     found = set[str]()
     for part, skeleton in _skeletons(spec).items():
-        modules = skeleton.module.named_modules()
-        layers = {name for name, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+        layers = {name for name, module in skeleton.module.named_modules() if isinstance(module, kinds)}
         leaves = _zero_weights(spec)[part]
         found |= {f"{part}/{leaf}" for leaf in leaves if leaf.removeprefix("~").rpartition(".")[0] in layers}
     return frozenset(found)
+
+
+def normalisation(spec: Spec) -> frozenset[str]:
+    """The leaves of BatchNorm layers."""
+    return leaves_of(spec, nn.modules.batchnorm._BatchNorm)
 
 
 @functools.lru_cache(maxsize=64)
@@ -269,14 +274,19 @@ def _line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def constructor_of(name: str) -> Callable[..., nn.Module]:
+    """What a model's name stands for, written without its options."""
+    if name in MODELS:
+        return MODELS[name]
+    if ":" not in name:
+        raise InputError(f"unknown model {name!r}: it is none of {', '.join(MODELS)}, nor package.module:function")
+    found: Callable[..., nn.Module] = load_object(name)
+    return found
+
+
 def _build(spec: Spec) -> nn.Module:
     name, options = parse_call(spec.name)
-    if name in MODELS:
-        constructor = MODELS[name]
-    elif ":" in name:
-        constructor = load_object(name)
-    else:
-        raise InputError(f"unknown model {name!r}: it is none of {', '.join(MODELS)}, nor package.module:function")
+    constructor = constructor_of(name)
     try:
         module = constructor(**_arguments(constructor, spec), **options)
     except Exception as error:

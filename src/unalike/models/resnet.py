@@ -7,18 +7,13 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 
-from .cnn import assemble
+from .cnn import assemble, scaled
 from .units import Chain
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Number of layers to basic blocks in each of the four stages."""
 WIDTHS = (64, 128, 256, 512)
 """Channels of the stages."""
-
-
-def scaled(channels: int, width: float) -> int:
-    """round(width · channels), at least 1."""
-    return max(1, round(width * channels))
 
 
 class BasicBlock(nn.Module):

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from .cnn import assemble
-from .resnet import scaled
+from .cnn import assemble, scaled
 from .units import Chain
 
 STAGES: Mapping[int, Sequence[Sequence[int]]] = {

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cnn import assemble
-from .resnet import scaled
+from .cnn import assemble, scaled
 from .units import Chain
 
 

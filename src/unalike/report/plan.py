@@ -79,6 +79,9 @@ def sentences(told: Mapping[str, Any]) -> list[str]:
         f"{told['visits']['batch_size']} rows. The whole model needs {human_bytes(full)}. "
         f"{start} {human_bytes(most)} ({_less(most, full)})."
     ]
+    if len(blocks := [step["units"] for step in told["steps"] if step["name"].startswith("step ")]) > 1:
+        ends = [units[0] if len(units) == 1 else f"{units[0]} to {units[-1]}" for units in blocks]
+        said.append(f"Blocks: {'; '.join(ends)}.")
     if total := told["total"]:
         up, down, operations = human_bytes(total["bytes_up"]), human_bytes(total["bytes_down"]), total["flops"]
         said.append(

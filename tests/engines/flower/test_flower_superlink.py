@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.common.constant import NOOP_FLWR_AID
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink import main as service
 
@@ -110,5 +112,21 @@ def test_a_wrong_key_or_one_that_two_sites_have_is_named(key: Path, monkeypatch:
     wrong.write_text("no key")
     with pytest.raises(SystemExit, match=r"the key of site oslo in .*wrong.pub is refused"):
         started(monkeypatch, "--site", f"oslo={wrong}")
-    with pytest.raises(SystemExit, match=r"the key of site oslo in .* is refused: Public key already in use"):
+    with pytest.raises(SystemExit, match=r"the key of site oslo in .* is refused: another site has the same one"):
         started(monkeypatch, "--site", f"lyon={key}", "--site", f"oslo={key}")
+
+
+def test_a_run_that_begins_stops_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose ServerApp was killed would count as running for a minute, with sites waiting for what it began to send."""
+    state = started(monkeypatch).state.linkstate_factory.state()
+    about = {
+        "fab_id": "a/b",
+        "fab_version": "1",
+        "fab_hash": "0" * 64,
+        "override_config": {},
+        "federation_config": None,
+    }
+    about |= {"federation_id": NOOP_FEDERATION_ID, "flwr_aid": NOOP_FLWR_AID, "primary_task_type": TaskType.SERVER_APP}
+    first, second = state.create_run(**about), state.create_run(**about)
+    found = {run.run_id: (run.status.status, run.status.sub_status) for run in state.get_run_info()}
+    assert found == {first: ("finished", "stopped"), second: ("pending", "")}

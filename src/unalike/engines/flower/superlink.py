@@ -66,6 +66,7 @@ def register(state: Any, sites: Iterable[tuple[str, Path]]) -> None:
 
     Raises `SystemExit` in one line for a file that holds no such key, or one that another site has.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
     from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
     from flwr.server.superlink.linkstate import in_memory_linkstate
@@ -77,11 +78,28 @@ def register(state: Any, sites: Iterable[tuple[str, Path]]) -> None:
         try:
             key = public_key_to_bytes(load_ssh_public_key(file.read_bytes()))  # type: ignore[arg-type]
             memory.generate_rand_int_from_bytes = lambda *_, key=key, **__: number_of(key)
-            state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, heartbeat_interval=30, name=name)
-        except (OSError, ValueError) as error:
+            if not state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, heartbeat_interval=30, name=name):
+                raise ValueError("another site has the same one")
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
             raise SystemExit(f"the key of site {name} in {file} is refused: {error}") from None
         finally:
             memory.generate_rand_int_from_bytes = draw
+
+
+def one_run_at_a_time(state: Any) -> None:
+    """Let each run that is begun on a state in memory stop those before it.
+
+    One whose ServerApp was killed counts as running for a minute, and sites wait for what it had begun to send.
+    """
+    create_run = state.create_run
+
+    def alone(*arguments: Any, **more: Any) -> Any:
+        for run in state.get_run_info():
+            if run.status.status != "finished":
+                state.stop_run(run.run_id)
+        return create_run(*arguments, **more)
+
+    state.create_run = alone
 
 
 def main() -> None:
@@ -97,7 +115,9 @@ def main() -> None:
 
     def closed(*arguments: Any, **more: Any) -> Any:
         app = create(*arguments, **more)
-        register(app.state.linkstate_factory.state(), sites)
+        state = app.state.linkstate_factory.state()
+        register(state, sites)
+        one_run_at_a_time(state)
         app.add_middleware(OnlySites)
         return app
 

@@ -9,6 +9,7 @@ the time between its signs of life, after the last of which a site that was kill
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -43,6 +44,10 @@ def main() -> None:
         module.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT  # type: ignore[attr-defined]
     start_client_internal.time = _Clock(float(os.environ.get(POLL, "0.2")))  # type: ignore[assignment, attr-defined]
     flower_supernode()
+    # It comes back only after an error in its connection, which it has told. Its other threads would keep the process
+    # alive, deaf, where a new one would connect again.
+    sys.stdout.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

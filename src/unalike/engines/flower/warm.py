@@ -15,15 +15,15 @@ from typing import Any
 import httpx
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, constant
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -47,7 +47,7 @@ def serve(app: ClientApp, address: str, secret: bytes, poll: float, stop: thread
             if found.HasField("task") and found.token:
                 threading.Thread(target=_answer, args=(app, address, found.token), daemon=True).start()
         except httpx.HTTPError as error:  # the SuperNode is being restarted
-            _log.warning("the SuperNode does not answer: %s", error)
+            _log.debug("the SuperNode does not answer: %s", error)
             time.sleep(1.0)
         time.sleep(poll)
     client.close()
@@ -59,20 +59,29 @@ def _client(address: str, proof: Any, component: str) -> RuntimeHttpClient:
         insecure=True,
         root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor(component_name=component), proof],
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=RetryInvoker(lambda: constant(0.2), httpx.TransportError, max_tries=10, max_time=None),
     )
 
 
 def _answer(app: ClientApp, address: str, token: str) -> None:
     client = _client(address, RuntimeTokenHttpInterceptor(token), "flwr-clientapp")
-    heart = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heart = HeartbeatSender(lambda: _beat(client))
     heart.start()
     try:
         message, context, _, _ = pull_task_input(client)
         push_message(client, app(message=message, context=context), context)
         push_task_output(client, context, SubStatus.COMPLETED, "")
-    except Exception:  # of one message; the next ones are answered
-        _log.exception("a message could not be answered")
+    except Exception as error:  # of one message; the next ones are answered
+        _log.warning("a message could not be answered: %s", error)
     finally:
         heart.stop()
         client.close()
+
+
+def _beat(client: RuntimeHttpClient) -> bool:
+    """Say that a task is being worked on. Flower's own way ends the process when the task is gone; ours is the site."""
+    try:
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    except httpx.HTTPError:
+        return False
+    return True

@@ -1,0 +1,164 @@
+"""FedRolex: clients train windows of the channels of one model, and the windows roll from round to round.
+
+S. Alam, L. Liu, M. Yan, M. Zhang, "FedRolex: Model-Heterogeneous Federated Learning with Rolling Sub-Model Extraction",
+NeurIPS 2022, https://arxiv.org/abs/2212.01548
+
+Client k has width r_k, the largest of 1, 1/2, 1/4, 1/8, 1/16 whose training its memory holds. In round j = 0, 1, ... it
+holds of the C channels of each hidden layer of the global model W
+
+    S_j(r_k) = { (j + i) mod C : 0 ≤ i < r_k C },
+
+so that after C rounds every channel has been trained equally often. W[S] are those channels at both sides of the layer.
+
+    server    sample S_t among those who can train some width, send W[S_j(r_k)]
+    client    E epochs:  W_k ← W_k − η ∇L(W_k);   send W_k and n_k
+    server    each element w of W:  w ← Σ n_k w_k / Σ n_k over the k of S_t that hold it; w where none does
+
+Scaler, static BN and masked cross-entropy are HeteroFL's, as in the authors' code.
+
+Deviations
+- A layer has round(r C) channels, at least 1, as the model's option `width` makes them (the paper: ⌊r C⌋).
+- Means are weighted by samples (the paper: by given weights; the authors' code: all clients alike), and the step size
+  does not decay. The preset `paper` has the settings of the authors' command for CIFAR-10, that decay left out.
+- Clients compute statistics in the last round, in which nothing is trained. Until then each predicts with the
+  statistics of its own rows: the authors' simulation has everybody's at every evaluation.
+- A client predicts with the widest part of W whose evaluation it holds, which is W unless it is very small, else the
+  round's window of it; no output is masked there. The authors score W.
+- Which labels it has a client tells the server, as in the authors' code. `masked = false` tells nothing.
+- `stride` is ours. The authors' study of how far windows of successive rounds overlap shuffles channels as well.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+
+from .. import models
+from ..averaging import average_held
+from ..memory import eligible
+from ..memory.plan import Stage
+from ..memory.widths import WidthTraining, statistics_of
+from ..models import narrow
+from ..models.narrow import LEVELS, Places, narrowed
+from ..plugins import label
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, Ready, Update
+from ..rng import Key
+from ..tree import Tree
+
+
+class Server(TypedDict):
+    model: Tree
+    """W, with static BN without statistics."""
+    statistics: Tree
+    """Of W[r], by r as it is written; empty until the last round."""
+    rounds: Tensor
+    """How many rounds are over (int64)."""
+
+
+class Wire(TypedDict, total=False):
+    """Down: model; in the last round and for evaluation wide. Up: model and labels; in the last round statistics."""
+
+    model: Tree
+    """W[S_j(r_k)] to the client, W_k from it."""
+    labels: Tensor
+    """The labels that the client has rows of, ascending (int64). W_k has the last layer's rows of these only."""
+    wide: Tree
+    """W[S_j(r)] of the width that the client can evaluate."""
+    statistics: Tree
+    """From the client those of `wide` on its rows; to it their mean."""
+
+
+class Private(TypedDict):
+    """A client keeps nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
+    """Federated averaging of windows of channels, as wide as each client's memory holds."""
+
+    paper: ClassVar[str] = "Alam et al., FedRolex: Rolling Sub-Model Extraction, NeurIPS 2022, arXiv:2212.01548"
+    needs: ClassVar[str] = "one architecture with an option `width`; a memory budget for each client"
+    memory_aware: ClassVar[bool] = True
+    equal_architectures: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "rounds": 3200,
+            "fraction": 0.1,
+            "local_epochs": 1,
+            "batch_size": 10,
+            "lr": 2e-4,
+            "weight_decay": 1e-3,
+            "clip": 1.0,
+        }
+    }
+
+    stride: Count = 1
+    """How many channels the windows move on in a round."""
+
+    def width(self, info: ClientInfo) -> float | None:
+        """r_k, None for a client whose memory holds no width."""
+        return self.trains(self.shared, self.task, info)
+
+    def plan(self) -> Sequence[Stage]:
+        return self.stages(self.shared, self.task)
+
+    def require(self, clients: Sequence[ClientInfo]) -> None:
+        least = functools.partial(self.need, self.shared, self.task, LEVELS[-1])
+        eligible.require_some("fedrolex", clients, least, f"width 1/16 of {self.shared_model}")
+        if any(self.width(info) != 1 for info in clients):
+            narrow.require_nested("fedrolex", self.shared, narrowed(self.shared, LEVELS[1]), 1)
+
+    def _shift(self, round: int) -> int:
+        """j, where windows begin in a round."""
+        return (round - 1) * self.stride
+
+    def init_server(self, key: Key) -> Server:
+        model = models.initial(self.shared, key / "model" / label(self.shared_model))
+        return {"model": self.weights(self.shared, model), "statistics": {}, "rounds": torch.tensor(0)}
+
+    def init_client(self, info: ClientInfo, key: Key) -> Private:
+        return {}
+
+    def select(self, server: Server, clients: Sequence[ClientInfo], round: int, key: Key) -> Sequence[ClientInfo]:
+        drawn = super().select(server, clients, round, key)
+        return eligible.instead(drawn, clients, lambda info: self.width(info) is not None, key)
+
+    def broadcast(self, server: Server, info: ClientInfo, round: int) -> Wire:
+        evaluates = int(server["rounds"]) >= round or self.measures(self.shared, round, self.rounds)
+        if not evaluates and (r := self.width(info)):
+            return {"model": self.part(self.shared, server["model"], r, self._shift(round))}
+        r = self.predicts(self.shared, info)
+        wire: Wire = {"wide": self.part(self.shared, server["model"], r, self._shift(round))}
+        if str(r) in server["statistics"]:
+            wire["statistics"] = server["statistics"][str(r)]
+        return wire
+
+    def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
+        if "wide" in job.down:
+            found = self.measured(self.shared, job.info, job.down["wide"], job.data, job.key)
+            return Update({"statistics": statistics_of(self.shared, found)}, {}, job.info.n)
+        tuned, labels, mean = self.visit(self.shared, self.task, job.down["model"], job.data, job.key)
+        up: Any = self.sent(self.shared, tuned, labels)
+        return Update(up, {}, job.info.n, {"loss": mean})
+
+    def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
+        rounds = torch.tensor(round)
+        if self.measures(self.shared, round, self.rounds):
+            return {**server, "statistics": self.averaged(self.shared, arrivals), "rounds": rounds}
+        model = average_held(arrivals, "model", server["model"], functools.partial(self._held, round))
+        return {"model": model, "statistics": {}, "rounds": rounds}
+
+    def _held(self, round: int, arrival: Arrival[Wire]) -> Mapping[str, Places]:
+        return self.holds(self.shared, self.width(arrival.info) or LEVELS[-1], self._shift(round), arrival.up)
+
+    def prepare(self, info: ClientInfo, down: Wire, state: Private, data: Batch, key: Key) -> Ready:
+        return self.ready(self.shared, info, down, data, key)
+
+    def predict(self, ready: Ready, batch: Batch) -> Tensor:
+        logits: Any = functools.partial(models.logits, ready["spec"], ready["down"]["wide"])
+        return eligible.in_few_rows(ready["info"], logits, batch["x"])
