@@ -310,6 +310,16 @@ def test_the_step_size_of_mapping_is_what_the_server_sends(given: Federation) ->
     assert float(known["lr"]) == 0.25
 
 
+def test_the_loss_of_mapping_is_the_mean_weighted_by_samples(given: Federation) -> None:
+    """(3 · 1 + 1 · 5) / 4 = 2."""
+    run = start(given, map_rounds=9, rounds=999)
+    run.until("map", 4)
+    up = run.method.client_update(job(run.method, run.server, given, 0)).up
+    sent = [Arrival(given.clients[k], up, weight, {"loss": loss}) for k, weight, loss in ((0, 3.0, 1.0), (1, 1.0, 5.0))]
+    after = run.method.aggregate(run.server, sent, 3, KEY)
+    assert run.method.report(after, 3)["loss"] == 2.0
+
+
 # Where growing has its output module from
 
 

@@ -73,7 +73,7 @@ class Course:
         self, phase: Phase, drawn: Sequence[ClientInfo], clients: Sequence[ClientInfo], key: Key
     ) -> Sequence[ClientInfo]:
         """As many as were `drawn` of those of `clients` whose memory holds the phase; `eligible.instead`."""
-        return eligible.instead(drawn, clients, lambda c: c.memory is None or self.need(phase) <= c.memory, key)
+        return eligible.instead(drawn, clients, lambda c: eligible.fits(c, functools.partial(self.need, phase)), key)
 
     def stage(self, place: int, *, rounds: int, down: int, up: int, once: int) -> Stage:
         """What a plan says of the phase at a place: at most so many rounds, and bytes by `Stage`'s names."""
