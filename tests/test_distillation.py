@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from unalike.distillation import kl_divergence, mutual
+from unalike.distillation import kl_divergence, mutual, mutual_divergence
 
 A, B = [[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]], [[0.0, 0.0, 0.0], [1.0, 1.0, 3.0]]
 
@@ -39,3 +39,19 @@ def test_in_mutual_learning_each_has_the_gradient_of_its_own_lesson_alone() -> N
     loss = mutual(a, b, lambda mine, other: mine**2 * other, lambda mine, other: mine * other**3)
     assert loss.item() == 4 * 5 + 5 * 8
     assert [float(g) for g in torch.autograd.grad(loss, (a, b))] == [20.0, 8.0]
+
+
+def test_the_mutual_divergence_by_hand() -> None:
+    """Σ_i 1/(d − 1) Σ_{j≠i} KL(p_j ‖ p_i), mean over two rows."""
+    z = [np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 0.5], [1.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 0.0]])]
+    p = [np.exp(logits) / np.exp(logits).sum(1, keepdims=True) for logits in z]
+    kl = [[(a * np.log(a / b)).sum(1).mean() for b in p] for a in p]
+    expected = sum(kl[j][i] for i in range(3) for j in range(3) if i != j) / 2
+    assert float(mutual_divergence([torch.tensor(logits) for logits in z])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_in_the_mutual_divergence_teachers_are_constants() -> None:
+    """d/dz_1 of KL(p_2 ‖ p_1) + KL(p_1 ‖ p_2) is that of the first alone: p_1 − p_2."""
+    a, b = torch.tensor([[1.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 0.5]], requires_grad=True)
+    gradient = torch.autograd.grad(mutual_divergence([a, b]), a)[0]
+    assert torch.allclose(gradient, (a.softmax(1) - b.softmax(1)).detach(), atol=1e-6)

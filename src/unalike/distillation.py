@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,3 +30,9 @@ def mutual(a: Tensor, b: Tensor, lesson_of_a: Lesson, lesson_of_b: Lesson) -> Te
     learn at once from one forward pass each (deep mutual learning, Zhang, Xiang, Hospedales, Lu 2018).
     """
     return lesson_of_a(a, b.detach()) + lesson_of_b(b, a.detach())
+
+
+def mutual_divergence(z: Sequence[Tensor]) -> Tensor:
+    """Σ_i 1/(d − 1) Σ_{j≠i} KL(p_j ‖ p_i) of d > 1 logits (B, classes), p = softmax(z), each teacher p_j a constant."""
+    pairs = [kl_divergence(z[j].detach(), z[i]) for i in range(len(z)) for j in range(len(z)) if j != i]
+    return torch.stack(pairs).sum() / (len(z) - 1)

@@ -185,7 +185,7 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
         return {}
 
     def prepare(self, info: ClientInfo, down: WireT, state: PrivateT, data: Batch, key: Key) -> Ready:
-        """Once per client and evaluation: whatever `predict` wants at hand."""
+        """Once per client and evaluation: whatever `predict` wants at hand. Of it an exported model keeps "down"."""
         return {"info": info, "down": down, "state": state}
 
     @abstractmethod

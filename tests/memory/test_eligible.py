@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 import pytest
+import torch
 
 from unalike.algorithms.fedavg import FedAvg
 from unalike.errors import NobodyFitsError
@@ -70,6 +71,24 @@ def test_positions_are_each_drawn_once() -> None:
     orders = Counter(tuple(eligible._shuffled(3, Key.root(seed))) for seed in range(600))
     assert len(orders) == 6
     assert all(abs(n - 100) < 40 for n in orders.values()), orders
+
+
+def test_a_client_with_a_budget_evaluates_as_many_rows_as_it_holds() -> None:
+    """10 bytes a row: 8 rows at most, of 55 bytes 4, of 5 one all the same."""
+    rows = [eligible.rows_at_once(client(0, memory), lambda n: 10 * n) for memory in (None, 10**6, 80, 79, 55, 39, 5)]
+    assert rows == [None, 8, 8, 4, 4, 2, 1]
+
+
+def test_rows_pass_in_parts() -> None:
+    seen, x = list[int](), torch.arange(10.0).reshape(5, 2)
+
+    def double(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return 2 * part
+
+    assert eligible.in_parts(double, x, 2).equal(2 * x)
+    assert eligible.in_parts(double, x, None).equal(2 * x)
+    assert seen == [2, 2, 1, 5]
 
 
 class Million(Sequence[ClientInfo]):

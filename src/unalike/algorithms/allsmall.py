@@ -20,7 +20,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self, TypedDict
+from typing import ClassVar, Self, TypedDict
 
 from torch import Tensor
 
@@ -111,5 +111,6 @@ class AllSmall(LocalTraining, Algorithm[Server, Private, Wire]):
         return {"model": average(arrivals, "model")}
 
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
-        logits: Any = functools.partial(models.logits, self.small, ready["down"]["model"])
-        return eligible.in_few_rows(ready["info"], logits, batch["x"])
+        rows = eligible.rows_at_once(ready["info"], functools.partial(needs.evaluated, self.small))
+        logits = functools.partial(models.logits, self.small, ready["down"]["model"])
+        return eligible.in_parts(logits, batch["x"], rows)

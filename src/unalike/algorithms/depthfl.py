@@ -36,13 +36,13 @@ import torch
 from torch import Tensor
 
 from ..averaging import average_held
-from ..distillation import kl_divergence
+from ..distillation import mutual_divergence
 from ..local import SGD, LocalTraining, Step, train
 from ..memory import eligible, needs
 from ..memory.plan import Stage
 from ..memory.predict import predict
 from ..memory.work import evaluation, rows, sgd, shapes_of
-from ..models import chain, exits
+from ..models import chain, exits, on_real_tensors
 from ..models.narrow import Places
 from ..plugins import label
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, NonNegative, Ready, Share, Spec, Update
@@ -109,8 +109,7 @@ class DepthFL(LocalTraining, Algorithm[Server, Private, Wire]):
 
     def predicts(self, info: ClientInfo) -> int:
         """The largest depth that the client's budget holds in evaluation; 1 where it holds none."""
-        few = eligible.rows_at_once(info, self.batch_size)
-        return eligible.best(info, self.depths, lambda d: _evaluation(self.shared, d, few)) or 1
+        return eligible.best(info, self.depths, lambda d: _evaluation(self.shared, d, eligible.FEW)) or 1
 
     def weight(self, round: int) -> float:
         """λ_t."""
@@ -160,8 +159,10 @@ class DepthFL(LocalTraining, Algorithm[Server, Private, Wire]):
         return {"model": average_held(arrivals, "model", server["model"], self._held), "rounds": torch.tensor(round)}
 
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
-        logits: Any = functools.partial(ensemble, self.shared, ready["down"]["model"], self.prediction)
-        return eligible.in_few_rows(ready["info"], logits, batch["x"])
+        model = ready["down"]["model"]
+        need = functools.partial(_evaluation, self.shared, exits.depth_of(model))
+        logits = functools.partial(ensemble, self.shared, model, self.prediction)
+        return eligible.in_parts(logits, batch["x"], eligible.rows_at_once(ready["info"], need))
 
 
 def mutual_loss(spec: Spec, task: Task, d: int, params: Tree, given: Tree, batch: Batch) -> Tensor:
@@ -169,12 +170,6 @@ def mutual_loss(spec: Spec, task: Task, d: int, params: Tree, given: Tree, batch
     z = exits.forward(spec, params["model"], d, batch["x"], train=True)
     loss = torch.stack([task.loss(logits, batch) for logits in z]).sum()
     return loss + given["weight"] * mutual_divergence(z) if d > 1 else loss
-
-
-def mutual_divergence(z: Sequence[Tensor]) -> Tensor:
-    """Σ_i 1/(d − 1) Σ_{j≠i} KL(p_j ‖ p_i) of d > 1 logits (B, classes), in each the teacher p_j a constant."""
-    pairs = [kl_divergence(z[j].detach(), z[i]) for i in range(len(z)) for j in range(len(z)) if j != i]
-    return torch.stack(pairs).sum() / (len(z) - 1)
 
 
 def ensemble(spec: Spec, model: Tree, prediction: str, x: Tensor) -> Tensor:
@@ -187,6 +182,7 @@ _KEY = Key.root(0)
 
 
 @functools.cache
+@on_real_tensors
 def _training(spec: Spec, d: int, task: Task, optimiser: SGD, n: int) -> tuple[int, float]:
     """Need in bytes, and operations a row."""
     params, batch = {"model": shapes_of(exits.part(spec, exits.initial(spec, _KEY), d))}, rows(spec.input, n)
@@ -196,6 +192,7 @@ def _training(spec: Spec, d: int, task: Task, optimiser: SGD, n: int) -> tuple[i
 
 
 @functools.cache
+@on_real_tensors
 def _evaluation(spec: Spec, d: int, n: int) -> int:
     weights = shapes_of(exits.part(spec, exits.initial(spec, _KEY), d))
     return needs.of(evaluation(functools.partial(_predicted, spec), weights, rows(spec.input, n)))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar, TypedDict
 
 from torch import Tensor
 
@@ -95,5 +95,6 @@ class ExclusiveFL(LocalTraining, Algorithm[Server, Private, Wire]):
         return {"model": average(arrivals, "model")}
 
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
-        logits: Any = functools.partial(models.logits, self.shared, ready["down"]["model"])
-        return eligible.in_few_rows(ready["info"], logits, batch["x"])
+        rows = eligible.rows_at_once(ready["info"], functools.partial(needs.evaluated, self.shared))
+        logits = functools.partial(models.logits, self.shared, ready["down"]["model"])
+        return eligible.in_parts(logits, batch["x"], rows)

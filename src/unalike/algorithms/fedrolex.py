@@ -33,7 +33,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ from ..tree import Tree
 class Server(TypedDict):
     model: Tree
     """W, with static BN without statistics."""
-    statistics: Tree
-    """Of W[r], by r as it is written; empty until the last round."""
+    statistics: NotRequired[Tree]
+    """Those of W[r], by r as it is written, after the last round."""
     rounds: Tensor
     """How many rounds are over (int64)."""
 
@@ -119,7 +119,7 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
 
     def init_server(self, key: Key) -> Server:
         model = models.initial(self.shared, key / "model" / label(self.shared_model))
-        return {"model": self.weights(self.shared, model), "statistics": {}, "rounds": torch.tensor(0)}
+        return {"model": self.weights(self.shared, model), "rounds": torch.tensor(0)}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {}
@@ -134,8 +134,8 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
             return {"model": self.part(self.shared, server["model"], r, self._shift(round))}
         r = self.predicts(self.shared, info)
         wire: Wire = {"wide": self.part(self.shared, server["model"], r, self._shift(round))}
-        if str(r) in server["statistics"]:
-            wire["statistics"] = server["statistics"][str(r)]
+        if str(r) in (known := server.get("statistics", {})):
+            wire["statistics"] = known[str(r)]
         return wire
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
@@ -151,7 +151,7 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
         if self.measures(self.shared, round, self.rounds):
             return {**server, "statistics": self.averaged(self.shared, arrivals), "rounds": rounds}
         model = average_held(arrivals, "model", server["model"], functools.partial(self._held, round))
-        return {"model": model, "statistics": {}, "rounds": rounds}
+        return {"model": model, "rounds": rounds}
 
     def _held(self, round: int, arrival: Arrival[Wire]) -> Mapping[str, Places]:
         return self.holds(self.shared, self.width(arrival.info) or LEVELS[-1], self._shift(round), arrival.up)
@@ -160,5 +160,4 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
         return self.ready(self.shared, info, down, data, key)
 
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
-        logits: Any = functools.partial(models.logits, ready["spec"], ready["down"]["wide"])
-        return eligible.in_few_rows(ready["info"], logits, batch["x"])
+        return self.outputs(ready, batch["x"])

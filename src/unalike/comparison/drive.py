@@ -116,7 +116,7 @@ class Drive:
     def _run(self, cell: Cell) -> None:
         self.begun += 1
         if self.cells.done(cell):
-            return
+            return None
         try:
             prepared = self.setting.prepare(cell)
         except NobodyFitsError as error:

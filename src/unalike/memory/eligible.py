@@ -18,8 +18,8 @@ from ..rng import Key
 
 Level = TypeVar("Level")
 
-FEW = 16
-"""Rows that a client with a budget evaluates at once."""
+FEW = 8
+"""Most rows that a client with a budget evaluates at once."""
 
 
 def fits(client: ClientInfo, need: Callable[[], int]) -> bool:
@@ -35,19 +35,22 @@ def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], in
     return next((level for level in levels if fits(client, functools.partial(need, level))), None)
 
 
-def rows_at_once(client: ClientInfo, batch_size: int) -> int:
-    """How many rows of a batch a client evaluates at once: all, with a budget at most `FEW`."""
-    return batch_size if client.memory is None else min(batch_size, FEW)
+def rows_at_once(client: ClientInfo, need: Callable[[int], int]) -> int | None:
+    """How many rows a client evaluates at once: with a budget the most that it holds, up to `FEW`; at least one.
 
-
-def in_few_rows(client: ClientInfo, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)` (B, ...), which takes each row by itself; of a client with a budget for `FEW` rows at once.
-
-    While a model is being exported rows are not counted: there they are any number.
+    None is any number, for a client without a budget.
     """
-    if client.memory is None or torch.compiler.is_compiling() or len(x) <= FEW:
+    return None if client.memory is None else best(client, (FEW, FEW // 2, FEW // 4), need) or 1
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, rows: int | None) -> Tensor:
+    """`function(x)` (B, ...), which takes each row by itself, for so many `rows` at once.
+
+    While a model is being exported all pass at once: then they are any number.
+    """
+    if rows is None or torch.compiler.is_compiling():
         return function(x)
-    return torch.cat([function(part) for part in torch.split(x, FEW)])
+    return torch.cat([function(part) for part in torch.split(x, rows)])
 
 
 def instead(

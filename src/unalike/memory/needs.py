@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 
 from ..local import SGD
+from ..models import on_real_tensors
 from ..models.progressive import SubModel
 from ..protocol import Spec
 from ..tasks import Task
@@ -52,16 +53,19 @@ def _found(training: Work, evaluation: Work, rows: int) -> _Found:
 
 
 @functools.cache
+@on_real_tensors
 def _whole(spec: Spec, task: Task, optimiser: SGD, rows: int) -> _Found:
     return _found(stages.whole(spec, task, optimiser, rows), stages.evaluated_whole(spec, rows), rows)
 
 
 @functools.cache
+@on_real_tensors
 def _step(sub: SubModel, task: Task, optimiser: SGD, rows: int, frozen_train: bool = False) -> _Found:
     return _found(stages.step(sub, task, optimiser, rows, frozen_train), stages.evaluated(sub, rows), rows)
 
 
 @functools.cache
+@on_real_tensors
 def _mapping(sub: SubModel, optimiser: SGD, rows: int) -> _Found:
     return _found(stages.mapping(sub, optimiser, rows), stages.evaluated(sub, rows), rows)
 
@@ -79,6 +83,13 @@ def whole_peak(spec: Spec, task: Task, optimiser: SGD, rows: int) -> int:
 def whole_flops(spec: Spec, task: Task, optimiser: SGD, rows: int) -> float:
     """Of the whole model."""
     return _whole(spec, task, optimiser, rows).flops
+
+
+@functools.cache
+@on_real_tensors
+def evaluated(spec: Spec, rows: int) -> int:
+    """Need of the whole model's evaluation of `rows` rows at once, in bytes."""
+    return of(stages.evaluated_whole(spec, rows))
 
 
 def step(sub: SubModel, task: Task, optimiser: SGD, rows: int, frozen_train: bool = False) -> int:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import tree
 from ..errors import InputError
+from ..models import on_real_tensors
 from .liveness import Liveness
 from .work import Work, materialised
 
@@ -48,8 +49,11 @@ class Peak:
     """Floating-point operations of a step (a multiplication and an addition are two), by torch's formulas."""
 
 
+@on_real_tensors
 def predict(work: Work, device: str = "cpu") -> Peak:
     """The peak of `work` on `device`, nothing allocated. Numbers read from tensors are taken to be 1.
+
+    A tracker around the call does not see it: a client that is watched may ask what it can do.
 
     Raises `InputError` for an LSTM on a CPU, for CUDA where there is none (fake tensors need its driver for a backward
     pass), for tensors that the work has captured instead of being given them, and when shapes depend on values, which

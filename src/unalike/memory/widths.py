@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import models, tree
 from ..averaging import average
 from ..local import SGD, LocalTraining, Step, batches, train
-from ..models import narrow
+from ..models import narrow, on_real_tensors
 from ..models.narrow import LEVELS, Places, narrowed
 from ..models.statistics import recomputed
 from ..protocol import Arrival, Batch, ClientInfo, Spec
@@ -25,6 +25,7 @@ from ..rng import Key
 from ..tasks import Task
 from ..tree import Tree
 from . import eligible, needs, stages
+from .eligible import FEW
 from .plan import Stage
 from .predict import predict
 from .work import evaluation, rows, sgd, shapes_of
@@ -63,9 +64,14 @@ class WidthTraining(LocalTraining):
 
     def predicts(self, spec: Spec, info: ClientInfo) -> float:
         """The largest width that the client's budget holds in evaluation; the least where it holds none."""
-        few = eligible.rows_at_once(info, self.batch_size)
-        found = eligible.best(info, LEVELS, lambda r: _evaluation(spec, r, few, self.bn == "static"))
+        found = eligible.best(info, LEVELS, lambda r: self._evaluated(spec, r, FEW))
         return LEVELS[-1] if found is None else found
+
+    def _evaluated(self, spec: Spec, r: float, rows: int) -> int:
+        return _evaluation(spec, r, rows, self.bn == "static")
+
+    def _rows(self, spec: Spec, r: float, info: ClientInfo) -> int | None:
+        return eligible.rows_at_once(info, functools.partial(self._evaluated, spec, r))
 
     def measures(self, spec: Spec, round: int, rounds: int) -> bool:
         """Whether clients compute statistics in this round, the last one of several, and train nothing."""
@@ -109,8 +115,9 @@ class WidthTraining(LocalTraining):
 
     def measured(self, spec: Spec, info: ClientInfo, model: Tree, data: Batch, key: Key) -> dict[str, Any]:
         """A model of any width, with the statistics of the client's own rows; two rows at least."""
-        own = narrowed(spec, narrow.level(spec, model))
-        visits = batches(data, eligible.rows_at_once(info, self.batch_size), 1, key / "order")
+        r = narrow.level(spec, model)
+        own, rows = narrowed(spec, r), self._rows(spec, r, info) or self.batch_size
+        visits = batches(data, max(2, min(rows, self.batch_size)), 1, key / "order")
         return recomputed(own, complete(own, model), (batch["x"] for batch in visits), key / "noise")
 
     def averaged(self, spec: Spec, arrivals: Sequence[Arrival[Any]]) -> dict[str, Any]:
@@ -121,17 +128,23 @@ class WidthTraining(LocalTraining):
         return {r: average(alike, "statistics") for r, alike in by_width.items()}
 
     def ready(self, spec: Spec, info: ClientInfo, down: Mapping[str, Any], data: Batch, key: Key) -> dict[str, Any]:
-        """What a client predicts with: "spec", and "down" with the statistics that it was sent, else of its own rows.
+        """What `outputs` takes. "down" has the statistics that the client was sent, else those of its own rows.
 
         Of what an exported model keeps of "down" it is made again without rows.
         """
         model: Tree = down["wide"] if "wide" in down else down["model"]
-        own = narrowed(spec, narrow.level(spec, model))
+        r = narrow.level(spec, model)
+        own = narrowed(spec, r)
         if "statistics" in down:
             model = tree.merge(model, down["statistics"])
         elif self.bn == "static" and len(data["y"]) > 1:
             model = self.measured(spec, info, model, data, key)
-        return {"info": info, "spec": own, "down": {"wide": complete(own, model)}}
+        return {"spec": own, "rows": self._rows(spec, r, info), "down": {"wide": complete(own, model)}}
+
+    def outputs(self, ready: Mapping[str, Any], x: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        logits = functools.partial(models.logits, ready["spec"], ready["down"]["wide"])
+        return eligible.in_parts(logits, x, ready["rows"])
 
 
 def statistics(spec: Spec) -> frozenset[str]:
@@ -158,6 +171,7 @@ def _by_class(spec: Spec) -> frozenset[str]:
 
 
 @functools.cache
+@on_real_tensors
 def _training(spec: Spec, r: float, task: Task, optimiser: SGD, n: int, scaler: bool) -> tuple[int, float]:
     """Need in bytes, and operations a row."""
     own, absent = narrowed(spec, r), torch.empty(spec.classes, dtype=torch.bool, device="meta")
@@ -169,6 +183,7 @@ def _training(spec: Spec, r: float, task: Task, optimiser: SGD, n: int, scaler: 
 
 
 @functools.cache
+@on_real_tensors
 def _evaluation(spec: Spec, r: float, n: int, static: bool) -> int:
     own = narrowed(spec, r)
     anew = evaluation(functools.partial(_anew, own), shapes_of(models.initial(own, _KEY)), rows(spec.input, n))

@@ -123,9 +123,9 @@ def on_real_tensors(function: Found) -> Found:
     """The same function, outside of whatever follows tensors or feigns them around the call: for what is cached."""
 
     @functools.wraps(function)
-    def called(*arguments: Any) -> Any:
+    def called(*arguments: Any, **named: Any) -> Any:
         with _disable_current_modes():
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return called  # type: ignore[return-value]
 

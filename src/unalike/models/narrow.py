@@ -94,7 +94,7 @@ def _places(whole: Sequence[int], part: Sequence[int], shift: int, pixels: int =
 
 
 def _pixels(spec: Spec, narrow: Spec) -> dict[str, int]:
-    """Entries of a channel in the inputs of each leaf: more than 1 where they are flattened maps of the layer before."""
+    """Entries of a channel in the inputs of each leaf: more than 1 where they are the flattened maps of a layer."""
     found, emitted = dict[str, int](), (1, 1)
     part = shapes(narrow)
     for branch, leaves in initial(spec, Key.root(0)).items():  # in the order of the layers

@@ -82,6 +82,9 @@ KEPT_COPIES = {
 }
 """Method and field of its private state: why that is no secret, as a condition on what has passed at that visit."""
 
+KEEP_NOTHING = ("fedavg", "fedprox", "allsmall", "exclusivefl", "heterofl", "fedrolex", "depthfl")
+"""Methods whose clients have no private state."""
+
 
 @dataclasses.dataclass
 class Passed:
@@ -168,7 +171,7 @@ def test_no_tensor_of_a_private_state_passes(traffic: Traffic) -> None:
                 why = KEPT_COPIES.get((traffic.name, name.partition("/")[0]))
                 if not (why and why(raw(leaf), name, passed)):
                     on_wire.append(f"client {client}, round {round}: {name}")
-    keeps = traffic.name not in ("fedavg", "fedprox")
+    keeps = traffic.name not in KEEP_NOTHING
     assert bool(traffic.states) == keeps
     assert private >= (6 if keeps else 0)
     assert on_wire == [], f"{len(on_wire)} private tensors of {private}"
