@@ -43,7 +43,7 @@ from .. import models, phases
 from ..averaging import average
 from ..errors import RunError
 from ..local import LocalTraining, Step, is_trainable, train
-from ..memory import eligible, partition
+from ..memory import eligible, needs, partition
 from ..memory.course import Course
 from ..memory.plan import Stage
 from ..models import chain, progressive
@@ -265,7 +265,8 @@ class ProFL(LocalTraining, Algorithm[Server, Private, Wire]):
 
     def predict(self, ready: Any, batch: Batch) -> Tensor:
         logits = functools.partial(progressive.forward, ready["sub"], ready["weights"])
-        return eligible.in_few_rows(ready["info"], logits, batch["x"])
+        rows = eligible.rows_at_once(ready["info"], functools.partial(needs.evaluated_step, ready["sub"]))
+        return eligible.in_parts(logits, batch["x"], rows)
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         phase, sub = self.course.at(job.down["phase"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..local import SGD
 from ..models import on_real_tensors
+from ..models import on_real_tensors
 from ..models.progressive import SubModel
 from ..protocol import Spec
 from ..tasks import Task
@@ -90,6 +91,13 @@ def whole_flops(spec: Spec, task: Task, optimiser: SGD, rows: int) -> float:
 def evaluated(spec: Spec, rows: int) -> int:
     """Need of the whole model's evaluation of `rows` rows at once, in bytes."""
     return of(stages.evaluated_whole(spec, rows))
+
+
+@functools.cache
+@on_real_tensors
+def evaluated_step(sub: SubModel, rows: int) -> int:
+    """Need of the evaluation of a step's sub-model for `rows` rows at once, in bytes."""
+    return of(stages.evaluated(sub, rows))
 
 
 def step(sub: SubModel, task: Task, optimiser: SGD, rows: int, frozen_train: bool = False) -> int:
