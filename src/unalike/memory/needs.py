@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from ..local import SGD
 from ..models import on_real_tensors
-from ..models import on_real_tensors
 from ..models.progressive import SubModel
 from ..protocol import Spec
 from ..tasks import Task
