@@ -66,8 +66,10 @@ class Course:
 
     def require(self, method: str, clients: Sequence[ClientInfo]) -> None:
         """Raise `InputError` naming the first phase that no client's memory holds."""
+        remedy = "cut the chain finer (--cuts auto), take smaller batches or a narrower model"
         for phase in self.order:
-            eligible.require_some(method, clients, functools.partial(self.need, phase), f"what it takes to {phase}")
+            need, what = functools.partial(self.need, phase), f"what it takes to {phase}"
+            eligible.require_some(method, clients, need, what, remedy)
 
     def able(
         self, phase: Phase, drawn: Sequence[ClientInfo], clients: Sequence[ClientInfo], key: Key
