@@ -30,7 +30,7 @@ from unalike.rng import Key
 from unalike.summary import summarise
 
 REQUEST = {"kind", "client", "round", "key", "version", "sha256"}
-REPLY = {"client", "weight", "metrics", "rows", "version", "sha256", "flops", "peak_memory_bytes"}
+REPLY = {"client", "weight", "metrics", "rows", "version", "sha256", "flops", "seconds", "peak_memory_bytes"}
 SCORES = {"client", "scores", "peak_memory_bytes"}
 
 

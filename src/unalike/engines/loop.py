@@ -199,6 +199,7 @@ class _Loop:
             "wire_bytes_up": traffic.wire_up,
             "wire_bytes_down": traffic.wire_down,
             "flops": total(head["flops"] for head in heads),
+            "client_seconds": total(head.get("seconds") for head in heads),
         }
         last = algorithm.done(server, round)
         if last or (self.remote is None and self._is_due(round)):

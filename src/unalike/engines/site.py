@@ -6,6 +6,7 @@ import contextlib
 import math
 import resource
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -93,16 +94,17 @@ class Site:
         job = self._job(request)
         client, round, info, watch = job.info.id, job.round, job.info, Watch(job, self.check_memory)
         scores = {"scores": self._scores(job, head["evaluate"]["key"], watch)} if "evaluate" in head else {}
+        started = time.perf_counter()
         with watch.over("training"):
             update = self.algorithm.client_update(job)
         for name in tree.non_finite({"up": update.up, "state": update.state}):
             raise RunError(f"{name} is not finite after training: lower --lr, or look for outliers in its data")
         _require_finite("after training", update.metrics)
-        version, digest = 0, ""
+        seconds, version, digest = time.perf_counter() - started, 0, ""
         if tree.flatten(update.state):
             version, digest = round, self.store.save(client, round, tree.to(update.state, torch.device("cpu")))
         reply = {"client": client, "weight": update.weight, "metrics": dict(update.metrics), "rows": info.n}
-        kept = {"version": version, "sha256": digest, "flops": self._flops(job)}
+        kept = {"version": version, "sha256": digest, "flops": self._flops(job), "seconds": seconds}
         return Message({**reply, **kept, **scores, **watch.head()}, pack(update.up))
 
     def _evaluate(self, request: Message) -> Message:

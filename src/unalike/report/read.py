@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from unalike.errors import InputError
+from unalike.telemetry.events import total
 
 from .records import (
     BASELINE,
@@ -54,9 +55,9 @@ def read_run(folder: Path) -> Run:
     events = list(_events(folder / "events.jsonl"))
     rounds = {e.round: e for e in events if e.event == "round"}  # of a round repeated after a crash the last counts
     for late in (e for e in events if e.event == "evaluation" and e.round in rounds):
-        rounds[late.round] = rounds[late.round].model_copy(
-            update={k: getattr(late, k) for k in ("evaluation", "metrics")}
-        )
+        before = rounds[late.round]
+        metrics = before.metrics.model_copy(update={"validation": late.metrics.validation})
+        rounds[late.round] = before.model_copy(update={"evaluation": late.evaluation, "metrics": metrics})
     summary, partition = _file(folder / "summary.json", Summary), _file(folder / "partition.json", Partition)
     experiment = _toml(folder / "experiment.toml")
     ordered = [rounds[r] for r in sorted(rounds)]
@@ -144,7 +145,7 @@ def _so_far(folder: Path, events: list[Event], rounds: list[Event], experiment: 
             "balanced_accuracy": Scores.of(best.evaluation.accuracies("test", "balanced_accuracy")),
             "bytes": Traffic(up=sum(r.bytes_up for r in rounds), down=sum(r.bytes_down for r in rounds)),
             "wire_bytes": Traffic(up=sum(r.wire_bytes_up for r in rounds), down=sum(r.wire_bytes_down for r in rounds)),
-            "flops": sum(r.flops for r in rounds),
+            "flops": total(r.flops for r in rounds),
             "seconds": sum(r.seconds for r in rounds),
         }
     )

@@ -21,6 +21,13 @@ def _known(values: Any) -> Any:
     return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
+def _numbers(values: Any) -> Any:
+    """Drops whatever is no number: a method may tell more than a page can show."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {k: v for k, v in _known(values).items() if isinstance(v, (int, float))}
+
+
 PerClient = Annotated[dict[int, float], BeforeValidator(_known)]
 
 
@@ -89,6 +96,8 @@ class Client(Record):
     validation: int | None = None
     test: int | None = None
     labels: list[int] = []
+    memory: int | None = None
+    """Budget in bytes."""
 
 
 class Partition(Record):
@@ -120,10 +129,23 @@ class Validated(Record):
 
 class Metrics(Record):
     validation: Validated = Validated()
+    server: Annotated[dict[str, float], BeforeValidator(_numbers)] = {}
+    """What the method's `report` tells."""
 
 
 class Trained(Record):
     alpha_mean: float | None = None
+
+
+class Memory(Record):
+    """Of a round's clients with budgets: how often they trained and were scored, how often one took more than it has,
+    and the most that one took, as a share of its budget and in bytes."""
+
+    visits: int = 0
+    evaluations: int = 0
+    over: int = 0
+    largest_share: float = 0
+    largest_bytes: float = 0
 
 
 class Event(Record):
@@ -132,6 +154,7 @@ class Event(Record):
     event: str
     method: str | None = None
     round: int = 0
+    clients: list[int] = []
     metrics: Metrics = Metrics()
     evaluation: Evaluation = Evaluation()
     updates: dict[int, Trained] = {}
@@ -139,8 +162,11 @@ class Event(Record):
     bytes_down: float = 0
     wire_bytes_up: float = 0
     wire_bytes_down: float = 0
-    flops: float = 0
+    flops: float | None = None
     seconds: float = 0
+    client_seconds: float | None = None
+    """Of training, all clients together."""
+    memory: Memory | None = None
 
 
 class Manifest(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
-from . import columns, contrasts, crowds, story, verdicts
+from . import columns, contrasts, crowds, story, verdicts, work
 from .axes import alphas, emphasised, few, validation
 from .forest import Twig, forest
 from .html import Html, definitions, document, figure, legend, prose, section, table, tag
@@ -34,6 +34,7 @@ def page(found: Comparison) -> str:
         section("The methods", _intervals(found.methods, role), _scores(found.methods)),
         _tuning(found.methods),
         _curves(found, role),
+        work.of(found.runs, role),
         _clients(first, found.methods, role),
         partition(sample) if sample else "",
         *(alpha(run, of=name) for name, run in first.items() if alphas(run.rounds)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import pictures, story
+from . import course, pictures, story, work
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
@@ -22,6 +22,10 @@ def page(run: Run, other: Run | None) -> str:
         _result(run, other),
         section("What was asked", definitions(asked(run).items())),
         _accuracy(run, other),
+        work.single(run, other),
+        course.phases(run),
+        course.memory(run),
+        course.took_part(run),
         _clients(run, other),
         partition(run),
         alpha(run),
@@ -92,7 +96,7 @@ def _client_table(run: Run, other: Run | None) -> Html:
         shown = sorted(members, key=lambda i: scores.get(i, 1.0))[:ROWS]
         note = prose(f"The {ROWS} clients with the lowest accuracy, of {len(members)}.")
     rows = [_client_row(run, other, members[i]) for i in shown]
-    return section("The clients in numbers", note, table("Clients in numbers", rows, words=("name", "tier")))
+    return section("The clients in numbers", note, table("Clients in numbers", rows, words=("name", "tier", "phases")))
 
 
 def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
@@ -104,6 +108,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         "training rows": whole(client.train),
         "validation": whole(client.validation),
         "test": whole(client.test),
+        **course.about(run, client),
         "accuracy": fraction(scores.accuracy.per_client.get(i)),
         "balanced": fraction(scores.balanced_accuracy.per_client.get(i)),
     }

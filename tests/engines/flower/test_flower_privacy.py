@@ -20,7 +20,7 @@ from unalike.engines.wire import Message
 
 TICKET = {"run", "kind", "client", "round", "key", "version", "sha256", "keep", "base"}
 REPLY = {"run", "kind", "client", "round", "peak_memory_bytes"}
-TRAINED = {"weight", "metrics", "rows", "version", "sha256", "flops"}
+TRAINED = {"weight", "metrics", "rows", "version", "sha256", "flops", "seconds"}
 ECHO = {"run", "kind"}
 DOWN = {
     "open": [
