@@ -44,6 +44,7 @@ def test_page_of_a_run(federated: Path, alone: Path) -> None:
         "The result in one sentence",
         "What was asked",
         "Accuracy over rounds",
+        "Accuracy over the clients’ work",
         "Each client",
         "How the data lie",
         "How much does each client rely on its own extractor?",
@@ -67,6 +68,7 @@ def test_page_of_a_comparison(compared: Path) -> None:
         "What was asked",
         "The methods",
         "Accuracy over rounds",
+        "Accuracy over the clients’ work",
         "Each client",
         "How the data lie",
         "How much does each client rely on its own extractor? (pfedafm)",
@@ -143,7 +145,7 @@ def test_nothing_is_loaded_and_no_id_occurs_twice(federated: Path, compared: Pat
 def test_pictures_have_words_and_follow_the_theme(federated: Path, alone: Path) -> None:
     page = text_of(write(federated))
     pictures = re.findall(r"<svg ([^>]*)>(.*?)</svg>", page, re.DOTALL)
-    assert len(pictures) == 10  # five, each wide and narrow
+    assert len(pictures) == 12  # six, each wide and narrow
     for head, body in pictures:
         assert re.search(r'role="img" aria-label="[^"]{20,}"', head)
         assert "var(--" in body
@@ -210,5 +212,5 @@ def test_a_browser_sees_all_of_it(federated: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert "CONSOLE" not in done.stderr
-    assert len(re.findall("<svg ", done.stdout)) == 10
+    assert len(re.findall("<svg ", done.stdout)) == 12
     assert "<h2>Where this comes from</h2>" in done.stdout

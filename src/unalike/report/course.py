@@ -115,7 +115,7 @@ def _row(each: Stretch) -> dict[str, str]:
 
 
 def movement(found: Sequence[Stretch]) -> Picture:
-    """Effective movement of each block by round, freeze points at the top; below, where there is one, mapping's loss."""
+    """Effective movement of each block by round, freeze points at the top; below, if there is one, mapping's loss."""
     lost = [each for each in found if each.kind == "map" and each.curve("loss")]
 
     def draw(figure: Figure, wide: bool) -> None:

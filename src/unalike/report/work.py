@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from statistics import fmean
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -129,5 +129,5 @@ def _named(axes: Axes, paths: Mapping[str, Path], role: Mapping[str, str], gap: 
     for i in range(len(free) - 1, -1, -1):
         free[i] = min(free[i], 1 - gap * (len(free) - 1 - i))
     for y, (_, name) in zip(free, ends, strict=True):
-        at = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(shortened(name), (1, y), (8, 0), va="center", color=colour(role[name]), **at)
+        place: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(shortened(name), (1, y), (8, 0), va="center", color=colour(role[name]), **place)
