@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from ..phases import ENDS, KINDS
 from ..telemetry.progress import human_bytes
@@ -19,7 +19,7 @@ from .units import UNKNOWN, counted, fraction, listing
 
 SHADES = {"shrink": ("rule", 0.45), "map": ("c5", 0.28), "grow": ("rule", 0.0)}
 """What lies behind the rounds of a phase: role and opacity."""
-ENDED = {"rule": "its rule", "limit": "its limit"}
+ENDED = {"rule": "rule", "limit": "limit of rounds"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def phases(run: Run) -> Html:
         return Html("")
     drawing = Html("")
     if any(each.curve("movement") or each.curve("loss") for each in found):
-        key = legend({"frozen by its rule": "ink", "frozen as its rounds were spent": "ink"}, "●○")
+        key = legend({"ended by the rule": "ink", "ended by the limit of rounds": "ink"}, "●○")
         caption = (
             "Effective movement of the block in training: of the way its weights have gone in the last rounds, the "
             "share that led somewhere; it begins anew with each phase. The number is the block’s. Grey: shrinking, "
@@ -95,9 +95,9 @@ def phases(run: Run) -> Html:
 def _ends(found: Sequence[Stretch]) -> str:
     """How many phases ended by what."""
     ended = [each.ended for each in found]
-    told = [f"{ended.count(end)} ended by {what}" for end, what in ENDED.items() if end in ended]
-    told += [f"{found[-1]} had not ended"] if not ended[-1] else []
-    return f"Of {counted(len(found), 'phase')} {listing(told)}." if told else f"{counted(len(found), 'phase')}."
+    told = [f"the {what} ended {ended.count(end)}" for end, what in ENDED.items() if end in ended]
+    going = "" if ended[-1] else f"{'; ' if told else ''}{found[-1]} had not ended"
+    return f"Of {counted(len(found), 'phase')} {listing(told)}{going}."
 
 
 def _row(each: Stretch) -> dict[str, str]:
@@ -130,14 +130,14 @@ def movement(found: Sequence[Stretch]) -> Picture:
         panels[0].set(ylim=(0, 1.2), yticks=[0, 0.5, 1], title="effective movement")
         panels[0].set_xlim(found[0].first - 0.5, found[-1].last + 0.5)
         for each in lost:
-            panels[1].plot(*xy(each.curve("loss")), color=_hue(each), marker=".", ms=5)
+            panels[1].plot(*xy(each.curve("loss")), color=_hue(each), marker="o", ms=4)
         if lost:
             panels[1].set(title="mapping’s loss")
             panels[1].yaxis.set_major_locator(MaxNLocator(3))
             panels[1].set_ylim(bottom=0)
         by_round(panels[-1])
 
-    ends = [f"{each} in round {each.last} by {ENDED[each.ended]}" for each in found if each.ended]
+    ends = [f"{each} in round {each.last} by the {ENDED[each.ended]}" for each in found if each.ended]
     told = f" Ended: {'; '.join(ends)}." if ends else ""
     alt = f"Effective movement over rounds in {counted(len(found), 'phase')}.{told}"
     return Picture(alt, draw, 400 if lost else 280, 380 if lost else 260)
@@ -173,7 +173,9 @@ def memory(run: Run) -> Html:
     known = [event for event in run.rounds if event.memory]
     if not known:
         return Html("")
-    caption = "The largest share of its budget that a client took in each round, counted in live tensors. Line: all."
+    caption = (
+        "The largest share of its budget that a client’s tensors took in each round. The line is the whole budget."
+    )
     parts = [prose(_counted(known)), figure(inline(shares(known), "shares"), caption)]
     budgets = _budgets(run.partition.clients)
     found = [each for each in stretches(run.rounds) if _most(each)]
@@ -220,13 +222,16 @@ def fleet(found: Sequence[Stretch], budgets: Sequence[int]) -> Picture:
 
     def draw(figure: Figure, wide: bool) -> None:
         axes = figure.subplots()
+        size, unit = (2**30, "GiB") if max(budgets) > 8 * 2**30 else (2**20, "MiB")
         for place, (took, each) in enumerate(bars.values()):
-            axes.barh(place, took, height=0.62, color=_hue(each), alpha=0.8, lw=0)
-        axes.vlines(budgets, len(bars) - 0.35, len(bars) + 0.35, color=colour("ink"), lw=1, alpha=0.5)
+            axes.barh(place, took / size, height=0.62, color=_hue(each), alpha=0.8, lw=0)
+        axes.vlines(
+            [b / size for b in budgets], len(bars) - 0.35, len(bars) + 0.35, color=colour("ink"), lw=1, alpha=0.5
+        )
         axes.set_yticks(range(len(bars) + 1), [*bars, counted(len(budgets), "budget")])
         axes.set(ylim=(len(bars) + 0.6, -0.6), xlim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 3, steps=[1, 2, 4, 5, 8, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
+        axes.set_xlabel(f"training memory of a client, {unit}")
         axes.grid(axis="x")
 
     told = "; ".join(f"{name} {human_bytes(took)}" for name, (took, _) in bars.items())
@@ -297,19 +302,22 @@ def participation(run: Run) -> Picture:
     clients, visits, found = _ascending(run.partition.clients), visited(run.rounds), stretches(run.rounds)
     tally = [visited(each.rounds) for each in found]
     cells = [
-        [(0.0, 0.447, 0.698, here.get(c.id, 0) / len(each.rounds)) for c in clients]
+        [(0.0, 0.447, 0.698, 0.8 * here.get(c.id, 0) / len(each.rounds)) for c in clients]
         for each, here in zip(found, tally, strict=True)
     ]
 
     def draw(figure: Figure, wide: bool) -> None:
         ratios = [90.0, 18.0 * len(found)] if found else [1.0]
         panels = list(figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios).flat)
-        panels[0].bar(range(len(clients)), [visits.get(c.id, 0) for c in clients], 0.8, color=colour("c0"), lw=0)
+        panels[0].bar(range(len(clients)), [visits.get(c.id, 0) for c in clients], 0.8, color=colour("c0"), alpha=0.8)
         panels[0].set_title("rounds")
         panels[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
         panels[0].grid(axis="y")
         if found:
             panels[1].imshow(cells, aspect="auto", interpolation="none")
+            panels[1].hlines(
+                [y - 0.5 for y in range(1, len(found))], -0.5, len(clients) - 0.5, color=colour("paper"), lw=1
+            )
             panels[1].set_yticks(range(len(found)), list(map(str, found)))
         name_clients(panels[-1], [client.id for client in clients])
         low, high = _size(clients[0]), _size(clients[-1])

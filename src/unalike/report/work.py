@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from statistics import fmean
@@ -9,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from .axes import shortened, unit, validation
 from .html import Html, figure, section
@@ -78,12 +79,13 @@ def picture(found: Mapping[Measure, Mapping[str, Path]], role: Mapping[str, str]
     def draw(figure: Figure, wide: bool) -> None:
         grid = (1, len(found)) if wide else (len(found), 1)
         for axes, (measure, paths) in zip(figure.subplots(*grid, squeeze=False).flat, found.items(), strict=True):
+            size, label = _scale(measure, max(steps[-1][0] for steps in paths.values()))
             for name, steps in paths.items():
-                x, y = zip(*steps, strict=True)
+                x, y = zip(*((x / size, y) for x, y in steps), strict=True)
                 marker = "o" if len(steps) == 1 else ""
                 axes.plot(x, y, color=colour(role[name]), marker=marker, lw=1.0 if role[name] == "c6" else 1.7)
             unit(axes)
-            _measured(axes, measure, max(steps[-1][0] for steps in paths.values()))
+            axes.set_xlabel(label)
             axes.xaxis.set_major_locator(MaxNLocator(4 if wide else 3))
             _named(axes, {name: steps for name, steps in paths.items() if len(paths) > 1 and _told(role, name)}, role)
 
@@ -100,24 +102,18 @@ def _told(role: Mapping[str, str], name: str) -> bool:
     return role[name] != "c6" or list(role.values()).count("c6") == 1
 
 
-def _scale(seconds: float) -> tuple[float, str]:
-    """A unit that makes numbers short."""
-    return (3600, "hours") if seconds >= 3600 else (60, "minutes") if seconds >= 60 else (1, "seconds")
-
-
-def _measured(axes: Axes, measure: Measure, most: float) -> None:
+def _scale(measure: Measure, most: float) -> tuple[float, str]:
+    """A unit that makes numbers up to `most` short, and the name of the axis."""
     if measure == "flops":
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: flops(value)))
-        axes.set_xlabel("computation of all clients")
-        return
-    size, name = _scale(most)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:.3g}"))
-    axes.set_xlabel(f"client-{name}")
+        power = min(5, max(0, math.floor(math.log10(most) / 3))) if most > 0 else 0
+        return 1000**power, f"computation of all clients, {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOP"
+    size, name = (3600, "hours") if most >= 3600 else (60, "minutes") if most >= 60 else (1, "seconds")
+    return size, f"client-{name}"
 
 
 def _amount(measure: Measure, value: float) -> str:
-    size, name = _scale(value)
-    return flops(value) if measure == "flops" else f"{value / size:.3g} client-{name}"
+    size, name = _scale(measure, value)
+    return flops(value) if measure == "flops" else f"{value / size:.3g} {name}"
 
 
 def _named(axes: Axes, paths: Mapping[str, Path], role: Mapping[str, str], gap: float = 0.085) -> None:
