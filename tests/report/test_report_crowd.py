@@ -37,16 +37,18 @@ def test_with_more_methods_than_hues_two_stand_out() -> None:
 
 def test_page_of_a_crowd(crowd: Path) -> None:
     page = write(crowd).read_text()
-    assert headings(page)[:8] == [
+    assert headings(page)[:9] == [
         "The result in one sentence",
         "What was asked",
         "Against ours",
         "The methods",
         "What was tuned",
         "Accuracy over rounds",
+        "Accuracy over the clients’ work",
         "Each client",
         "How the data lie",
     ]
+    assert "Grey: the methods that have no name." in page
     for title in (
         "Points of mean accuracy against ours: standalone −1.0 ± 1.2",
         "Mean validation accuracy over rounds",

@@ -70,6 +70,8 @@ def of(several: Mapping[str, Sequence[Run]], role: Mapping[str, str], needed: st
     if "flops" not in found:
         caption = "Accuracy on validation over the time of all clients together."
     caption += HOURS if "client_seconds" in found else ""
+    unnamed = any(not _told(role, name) for paths in found.values() for name in paths)
+    caption += " Grey: the methods that have no name." if unnamed else ""
     return section(TITLE, figure(inline(picture(found, role), "work"), caption))
 
 
