@@ -38,13 +38,9 @@ def order(steps: int, shrinking: bool = True, mapping: bool = True) -> tuple[Pha
 
 
 def share(ahead: Sequence[Phase], left: int) -> int:
-    """Rounds of the first of the phases `ahead` when `left` are left for all of them, divided by `SHARES`.
-
-    At least 1; and as far as there are enough it leaves one for each phase after it.
-    """
+    """Rounds of the first of the phases `ahead`, at least 1, when `left` are divided among all of them by `SHARES`."""
     weights = [SHARES[phase.kind] for phase in ahead]
-    fair = int(left * weights[0] / sum(weights) + 0.5)
-    return max(1, min(fair, left - len(ahead) + 1))
+    return max(1, int(left * weights[0] / sum(weights) + 0.5))
 
 
 def limit(ahead: Sequence[Phase], left: int, most: int = 0, most_mapping: int = 10) -> int:

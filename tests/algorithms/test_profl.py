@@ -310,6 +310,16 @@ def test_the_step_size_of_mapping_is_what_the_server_sends(given: Federation) ->
     assert float(known["lr"]) == 0.25
 
 
+def test_the_loss_of_mapping_is_the_mean_weighted_by_samples(given: Federation) -> None:
+    """(3 · 1 + 1 · 5) / 4 = 2."""
+    run = start(given, map_rounds=9, rounds=999)
+    run.until("map", 4)
+    up = run.method.client_update(job(run.method, run.server, given, 0)).up
+    sent = [Arrival(given.clients[k], up, weight, {"loss": loss}) for k, weight, loss in ((0, 3.0, 1.0), (1, 1.0, 5.0))]
+    after = run.method.aggregate(run.server, sent, 3, KEY)
+    assert run.method.report(after, 3)["loss"] == 2.0
+
+
 # Where growing has its output module from
 
 
@@ -578,7 +588,9 @@ def test_a_step_that_no_client_can_take_is_refused_before_the_run(budgeted: ProF
     largest = max(budgeted.course.need(phase) for phase in budgeted.course.order)
     budgeted.require(with_memory([1000, largest]))
     what = r"profl: no client's memory holds what it takes to (shrink|grow) block \d"
-    with pytest.raises(InputError, match=rf"^{what}: it needs [\d.]+ MiB, and the largest budget is [\d.]+ MiB"):
+    with pytest.raises(
+        InputError, match=rf"^{what}: it needs [\d.]+ MiB, and the largest budget is .*: cut the chain finer"
+    ):
         budgeted.require(with_memory([1000, largest - 1]))
 
 

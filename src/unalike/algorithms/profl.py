@@ -43,7 +43,7 @@ from .. import models, phases
 from ..averaging import average
 from ..errors import RunError
 from ..local import LocalTraining, Step, is_trainable, train
-from ..memory import partition
+from ..memory import eligible, needs, partition
 from ..memory.course import Course
 from ..memory.plan import Stage
 from ..models import chain, progressive
@@ -53,9 +53,6 @@ from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, Positi
 from ..rng import Key
 from ..stopping import EffectiveMovement, Plateau, Rule
 from ..tree import Tree, clone, nbytes
-
-ROWS = 4
-"""Rows that a client with a memory budget predicts at once: some have just enough for the model."""
 
 
 class Server(TypedDict):
@@ -264,12 +261,12 @@ class ProFL(LocalTraining, Algorithm[Server, Private, Wire]):
         leaves = [{**blocks[str(b)], **counted.get(str(b), {})} for b in range(1, sub.step)]
         frozen = {name: leaf for block in leaves for name, leaf in block.items()}
         branches = {"frozen": frozen, "active": down["active"], **down["output"]}
-        return {"sub": sub, "weights": branches, "rows": None if info.memory is None else ROWS}
+        return {"info": info, "sub": sub, "weights": branches}
 
     def predict(self, ready: Any, batch: Batch) -> Tensor:
-        x, rows = batch["x"], ready["rows"]
-        parts = [x] if rows is None else torch.split(x, rows)
-        return torch.cat([progressive.forward(ready["sub"], ready["weights"], part) for part in parts])
+        logits = functools.partial(progressive.forward, ready["sub"], ready["weights"])
+        rows = eligible.rows_at_once(ready["info"], functools.partial(needs.evaluated_step, ready["sub"]))
+        return eligible.in_parts(logits, batch["x"], rows)
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         phase, sub = self.course.at(job.down["phase"])

@@ -66,14 +66,16 @@ class Course:
 
     def require(self, method: str, clients: Sequence[ClientInfo]) -> None:
         """Raise `InputError` naming the first phase that no client's memory holds."""
+        remedy = "cut the chain finer (--cuts auto), take smaller batches or a narrower model"
         for phase in self.order:
-            eligible.require_some(method, clients, functools.partial(self.need, phase), f"what it takes to {phase}")
+            need, what = functools.partial(self.need, phase), f"what it takes to {phase}"
+            eligible.require_some(method, clients, need, what, remedy)
 
     def able(
         self, phase: Phase, drawn: Sequence[ClientInfo], clients: Sequence[ClientInfo], key: Key
     ) -> Sequence[ClientInfo]:
         """As many as were `drawn` of those of `clients` whose memory holds the phase; `eligible.instead`."""
-        return eligible.instead(drawn, clients, lambda c: c.memory is None or self.need(phase) <= c.memory, key)
+        return eligible.instead(drawn, clients, lambda c: eligible.fits(c, functools.partial(self.need, phase)), key)
 
     def stage(self, place: int, *, rounds: int, down: int, up: int, once: int) -> Stage:
         """What a plan says of the phase at a place: at most so many rounds, and bytes by `Stage`'s names."""

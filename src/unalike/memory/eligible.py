@@ -83,7 +83,13 @@ def _shuffled(n: int, key: Key) -> Iterator[int]:
         moved[at] = moved.pop(last, last)
 
 
-def require_some(method: str, clients: Sequence[ClientInfo], need: Callable[[], int], what: str) -> None:
+def require_some(
+    method: str,
+    clients: Sequence[ClientInfo],
+    need: Callable[[], int],
+    what: str,
+    remedy: str = "take smaller batches or a narrower model",
+) -> None:
     """Raise `NobodyFitsError` naming need and largest budget unless some client's memory holds what `what` needs.
 
     `need` is not asked for when there is a client without a budget.
@@ -93,5 +99,5 @@ def require_some(method: str, clients: Sequence[ClientInfo], need: Callable[[], 
     richest = max(clients, key=lambda client: client.memory or 0)
     raise NobodyFitsError(
         f"{method}: no client's memory holds {what}: it needs {need() / 2**20:.1f} MiB, and the largest budget is "
-        f"{(richest.memory or 0) / 2**20:.1f} MiB (client {richest.id}): take smaller batches or a narrower model"
+        f"{(richest.memory or 0) / 2**20:.1f} MiB (client {richest.id}): {remedy}"
     )

@@ -92,6 +92,13 @@ def evaluated(spec: Spec, rows: int) -> int:
     return of(stages.evaluated_whole(spec, rows))
 
 
+@functools.cache
+@on_real_tensors
+def evaluated_step(sub: SubModel, rows: int) -> int:
+    """Need of the evaluation of a step's sub-model for `rows` rows at once, in bytes."""
+    return of(stages.evaluated(sub, rows))
+
+
 def step(sub: SubModel, task: Task, optimiser: SGD, rows: int, frozen_train: bool = False) -> int:
     """Need of a step's training, in bytes; `frozen_train` as `progressive.forward` has it."""
     return with_headroom(_step(sub, task, optimiser, rows, frozen_train).peak)
