@@ -111,7 +111,7 @@ def test_the_ensemble_predicts(method: DepthFL, wine: Federation) -> None:
 
 
 def test_a_client_predicts_with_the_deepest_it_can_evaluate(method: DepthFL, wine: Federation) -> None:
-    server = {**method.init_server(INIT), "rounds": torch.tensor(4)}
+    server = {**method.init_server(INIT), "rounds": torch.tensor(4), "deepest": torch.tensor(2)}
     assert tree.equal(method.broadcast(server, wine.clients[2], 4)["model"], server["model"])
     assert exits.depth_of(method.broadcast(server, wine.clients[3], 4)["model"]) == 1
     assert exits.depth_of(method.broadcast(server, wine.clients[2], 5)["model"]) == 1
@@ -119,6 +119,16 @@ def test_a_client_predicts_with_the_deepest_it_can_evaluate(method: DepthFL, win
     poor = dataclasses.replace(wine.clients[2], memory=least - 1)
     assert method.predicts(dataclasses.replace(poor, memory=least)) == 2
     assert method.predicts(poor) == 1
+
+
+def test_what_nobody_has_trained_predicts_nothing(method: DepthFL, wine: Federation) -> None:
+    server = method.init_server(INIT)
+    shallow, deep = ({"model": job(method, wine, k).down["model"]} for k in (2, 1))
+    told = arrivals(wine, (deep, 1.0), (deep, 1.0), (shallow, 1.0))
+    first = method.aggregate(server, told[2:], 1, KEY)
+    assert exits.depth_of(method.broadcast(first, wine.clients[0], 1)["model"]) == 1
+    second = method.aggregate(method.aggregate(first, told[:1], 2, KEY), told[2:], 3, KEY)
+    assert exits.depth_of(method.broadcast(second, wine.clients[0], 3)["model"]) == 2
 
 
 def test_nobody_who_holds_the_first_block_is_refused(wine: Federation) -> None:

@@ -96,7 +96,7 @@ def test_rows_of_the_last_layer_count_for_the_labels_that_a_client_has(method: H
 
 def test_a_client_predicts_with_the_global_model_if_it_can_evaluate_it(method: HeteroFL, wine: Federation) -> None:
     """Clients 0 to 2; the last one's memory holds nothing, and it gets the narrowest."""
-    server = {**method.init_server(INIT), "rounds": torch.tensor(4)}
+    server = {**method.init_server(INIT), "rounds": torch.tensor(4), "widest": torch.tensor(1.0)}
     for client in (0, 1, 2):
         assert tree.equal(method.broadcast(server, wine.clients[client], 4)["wide"], server["model"])
     least = method.broadcast(server, wine.clients[3], 4)["wide"]
@@ -106,6 +106,20 @@ def test_a_client_predicts_with_the_global_model_if_it_can_evaluate_it(method: H
     expected = models.logits(method.shared, server["model"], it.data["x"][:4])
     assert torch.allclose(outputs(method, it, {}, down), expected, atol=1e-6)
     assert "model" in method.broadcast(server, it.info, 5)
+
+
+def test_what_nobody_has_trained_predicts_nothing(method: HeteroFL, wine: Federation) -> None:
+    """With a quarter trained, the one and the half beyond it have their first weights; a whole client changes that."""
+    server, labels = method.init_server(INIT), {"labels": torch.arange(3)}
+    quarter = {"model": job(method, wine, 2).down["model"], **labels}
+    full = {"model": server["model"], **labels}
+    sent = arrivals(wine, (full, 1.0), (full, 1.0), (quarter, 1.0))
+    first = method.aggregate(server, sent[2:], 1, KEY)
+    widths_sent = [narrow.level(method.shared, method.broadcast(first, i, 1)["wide"]) for i in wine.clients]
+    assert widths_sent == [0.25, 0.25, 0.25, 0.0625]
+    second = method.aggregate(first, sent[:1], 2, KEY)
+    third = method.aggregate(second, sent[2:], 3, KEY)
+    assert narrow.level(method.shared, method.broadcast(third, wine.clients[2], 3)["wide"]) == 1
 
 
 def test_nobody_who_holds_the_narrowest_is_refused(wine: Federation) -> None:
@@ -148,7 +162,7 @@ def test_the_last_round_measures_statistics_and_trains_nothing(tmp_path: Path) -
     method, checkpoints = prepared_run.algorithm, Checkpoints(folder / "checkpoint")
     first, last = (checkpoints.server(checkpoints.read(round)) for round in (1, 2))
     assert tree.equal(first["model"], last["model"])
-    assert set(first) == {"model", "rounds"}
+    assert set(first) == {"model", "rounds", "widest"}
     whole, found, n = widths.complete(method.shared, last["model"]), [], [info.n for info in given.clients]
     for info in given.clients:
         key = Key.root(0) / "round" / 2 / "client" / info.id

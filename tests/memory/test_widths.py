@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_the_mean_of_statistics_is_taken_for_each_width_that_predicts() -> None:
     poor = widths._evaluation(CNN, 1.0, 8, True) - 1
     told = [(client(None, 0), 2.0, 1.0), (client(None, 1), 6.0, 3.0), (client(poor, 2), 8.0, 2.0)]
     arrivals = [Arrival(i, {"statistics": {"m": torch.tensor([value])}}, n, {}) for i, value, n in told]
-    found = VISIT.averaged(CNN, arrivals)
+    found = VISIT.averaged(arrivals, functools.partial(VISIT.predicts, CNN))
     assert {r: leaf["m"].item() for r, leaf in found.items()} == {"1.0": 5.0, "0.5": 8.0}
 
 

@@ -19,8 +19,8 @@ Deviations
 - Blocks are those that the architecture brings along, else its units (the authors cut ResNet's four stages, as here).
 - Means are weighted by samples (the authors: all clients alike) and are FedAvg's; the authors add FedDyn's terms.
 - R is a share of the run: 0.3, as the authors' 300 of 1000 rounds. The step size does not decay.
-- A client predicts with the deepest part whose evaluation it holds, which is the whole unless it is very small. The
-  authors score the whole.
+- A client predicts with the deepest part that anybody has trained and whose evaluation it holds, which is the whole
+  unless nobody could train it or the client is very small. The authors score the whole, which somebody always trains.
 - Running statistics of BatchNorm are averaged as the weights.
 """
 
@@ -56,6 +56,8 @@ class Server(TypedDict):
     """w: {"extractor", "classifiers": {"1", ...}, "header"}."""
     rounds: Tensor
     """How many rounds are over (int64)."""
+    deepest: Tensor
+    """The largest depth that a client has trained so far (int64)."""
 
 
 class Wire(TypedDict):
@@ -131,7 +133,7 @@ class DepthFL(LocalTraining, Algorithm[Server, Private, Wire]):
 
     def init_server(self, key: Key) -> Server:
         model = exits.initial(self.shared, key / "model" / label(self.shared_model))
-        return {"model": model, "rounds": torch.tensor(0)}
+        return {"model": model, "rounds": torch.tensor(0), "deepest": torch.tensor(0)}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {}
@@ -142,7 +144,7 @@ class DepthFL(LocalTraining, Algorithm[Server, Private, Wire]):
 
     def broadcast(self, server: Server, info: ClientInfo, round: int) -> Wire:
         evaluated = int(server["rounds"]) >= round
-        d = (None if evaluated else self.depth(info)) or self.predicts(info)
+        d = (None if evaluated else self.depth(info)) or min(self.predicts(info), int(server["deepest"]) or 1)
         return {"model": exits.part(self.shared, server["model"], d)}
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
@@ -156,7 +158,9 @@ class DepthFL(LocalTraining, Algorithm[Server, Private, Wire]):
         return dict.fromkeys(exits.names(self.shared, self.depth(arrival.info) or 1), ())
 
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
-        return {"model": average_held(arrivals, "model", server["model"], self._held), "rounds": torch.tensor(round)}
+        model = average_held(arrivals, "model", server["model"], self._held)
+        deepest = max(int(server["deepest"]), *(self.depth(arrival.info) or 0 for arrival in arrivals))
+        return {"model": model, "rounds": torch.tensor(round), "deepest": torch.tensor(deepest)}
 
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
         model = ready["down"]["model"]

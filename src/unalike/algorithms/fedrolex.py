@@ -149,7 +149,8 @@ class FedRolex(WidthTraining, Algorithm[Server, Private, Wire]):
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
         rounds = torch.tensor(round)
         if self.measures(self.shared, round, self.rounds):
-            return {**server, "statistics": self.averaged(self.shared, arrivals), "rounds": rounds}
+            found = self.averaged(arrivals, functools.partial(self.predicts, self.shared))
+            return {**server, "statistics": found, "rounds": rounds}
         model = average_held(arrivals, "model", server["model"], functools.partial(self._held, round))
         return {"model": model, "rounds": rounds}
 

@@ -22,8 +22,9 @@ Deviations
   has the authors' settings for CIFAR-10 with equal distributions, that decay left out.
 - Clients compute statistics in the last round, in which nothing is trained. Until then each predicts with the
   statistics of its own rows: the authors' simulation has everybody's at every evaluation.
-- A client predicts with the widest W[r] whose evaluation it holds, which is W unless it is very small, and its
-  statistics are W[r]'s; no output is masked there. The authors score W.
+- A client predicts with the widest W[r] that anybody has trained and whose evaluation it holds, which is W unless
+  nobody could train it or the client is very small. Its statistics are W[r]'s; no output is masked there. The authors
+  score W, which somebody always trains.
 - With batch statistics the scaler cancels out but for BatchNorm's ε, in the authors' networks too; it acts where layers
   have no BatchNorm, and on running statistics (`bn = "tracked"`).
 - Which labels it has a client tells the server, as in the authors' code. `masked = false` tells nothing.
@@ -59,6 +60,8 @@ class Server(TypedDict):
     """Those of W[r], by r as it is written, after the last round."""
     rounds: Tensor
     """How many rounds are over (int64)."""
+    widest: Tensor
+    """The largest r that a client has trained so far: beyond it W has its first weights (float32)."""
 
 
 class Wire(TypedDict, total=False):
@@ -113,7 +116,7 @@ class HeteroFL(WidthTraining, Algorithm[Server, Private, Wire]):
 
     def init_server(self, key: Key) -> Server:
         model = models.initial(self.shared, key / "model" / label(self.shared_model))
-        return {"model": self.weights(self.shared, model), "rounds": torch.tensor(0)}
+        return {"model": self.weights(self.shared, model), "rounds": torch.tensor(0), "widest": torch.tensor(0.0)}
 
     def init_client(self, info: ClientInfo, key: Key) -> Private:
         return {}
@@ -126,7 +129,7 @@ class HeteroFL(WidthTraining, Algorithm[Server, Private, Wire]):
         evaluates = int(server["rounds"]) >= round or self.measures(self.shared, round, self.rounds)
         if not evaluates and (r := self.width(info)):
             return {"model": self.part(self.shared, server["model"], r)}
-        r = self.predicts(self.shared, info)
+        r = self._predicted(server, info)
         wire: Wire = {"wide": self.part(self.shared, server["model"], r)}
         if str(r) in (known := server.get("statistics", {})):
             wire["statistics"] = known[str(r)]
@@ -143,9 +146,15 @@ class HeteroFL(WidthTraining, Algorithm[Server, Private, Wire]):
     def aggregate(self, server: Server, arrivals: Sequence[Arrival[Wire]], round: int, key: Key) -> Server:
         rounds = torch.tensor(round)
         if self.measures(self.shared, round, self.rounds):
-            return {**server, "statistics": self.averaged(self.shared, arrivals), "rounds": rounds}
+            found = self.averaged(arrivals, functools.partial(self._predicted, server))
+            return {**server, "statistics": found, "rounds": rounds}
         model = average_held(arrivals, "model", server["model"], self._held)
-        return {"model": model, "rounds": rounds}
+        widest = max(float(server["widest"]), *(self.width(arrival.info) or 0.0 for arrival in arrivals))
+        return {"model": model, "rounds": rounds, "widest": torch.tensor(widest)}
+
+    def _predicted(self, server: Server, info: ClientInfo) -> float:
+        """The width that a client predicts with."""
+        return min(self.predicts(self.shared, info), float(server["widest"]) or 1.0)
 
     def _held(self, arrival: Arrival[Wire]) -> Mapping[str, Places]:
         return self.holds(self.shared, self.width(arrival.info) or LEVELS[-1], 0, arrival.up)

@@ -6,7 +6,7 @@ This is what HeteroFL and FedRolex have in common; they differ in which channels
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -120,11 +120,12 @@ class WidthTraining(LocalTraining):
         visits = batches(data, max(2, min(rows, self.batch_size)), 1, key / "order")
         return recomputed(own, complete(own, model), (batch["x"] for batch in visits), key / "noise")
 
-    def averaged(self, spec: Spec, arrivals: Sequence[Arrival[Any]]) -> dict[str, Any]:
+    @staticmethod
+    def averaged(arrivals: Sequence[Arrival[Any]], predicted: Callable[[ClientInfo], float]) -> dict[str, Any]:
         """Σ n_k s_k / Σ n_k of the statistics s_k of the clients that predict with width r: by r as it is written."""
         by_width: dict[str, list[Arrival[Any]]] = {}
         for arrival in arrivals:
-            by_width.setdefault(str(self.predicts(spec, arrival.info)), []).append(arrival)
+            by_width.setdefault(str(predicted(arrival.info)), []).append(arrival)
         return {r: average(alike, "statistics") for r, alike in by_width.items()}
 
     def ready(self, spec: Spec, info: ClientInfo, down: Mapping[str, Any], data: Batch, key: Key) -> dict[str, Any]:
