@@ -24,6 +24,7 @@ from unalike.deploy.folder import (
     site_federation,
 )
 from unalike.errors import InputError
+from unalike.memory import available
 
 ADDRESS = "127.0.0.1:9092"
 DEPLOYMENT: dict[str, Any] = {"name": "lungs", "address": ADDRESS, "sites": ("berlin", "paris", "rome"), "clients": 3}
@@ -240,3 +241,25 @@ def test_a_named_set_serves_as_a_sites_own(tmp_path: Path) -> None:
     whole = federation("breast-cancer", clients=1, partition="iid")
     found = site_federation(site(data="breast-cancer", clients=(0,)).located(tmp_path), Schema.of(whole.source))
     assert len(found.source.y) == 569
+
+
+def test_a_site_says_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of what the machine has and what its container leaves, in bytes."""
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    2048 kB\n")
+    monkeypatch.setattr(available, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(available, "CGROUP", tmp_path)
+    assert available.available() == 2048 * 1024
+    (tmp_path / "memory.max").write_text("1500000\n")
+    (tmp_path / "memory.current").write_text("500000\n")
+    assert available.available() == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available.available() == 2048 * 1024
+
+    write(tmp_path, site(insecure=True, measure_memory=True))
+    assert read_site(tmp_path).memory == 2048 * 1024
+    write(tmp_path, site(insecure=True, measure_memory=True, memory="1GB"))
+    with pytest.raises(InputError, match="memory is given and measure_memory is true: remove one of them"):
+        read_site(tmp_path)
+    (tmp_path / "meminfo").unlink()
+    with pytest.raises(InputError, match="free memory of cpu cannot be measured here: give it in bytes"):
+        available.available()

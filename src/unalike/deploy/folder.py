@@ -30,6 +30,7 @@ from ..data.partition import PARTS, Ints, Partition, draw
 from ..data.schema import Schema
 from ..data.sources import SOURCES, load
 from ..errors import InputError
+from ..memory.available import available
 from ..plugins import absolute
 from ..plugins import label as label_of
 from ..rng import Key
@@ -168,6 +169,7 @@ class SiteConfig(_Written):
     seed: int = Field(0, description="seeds the split of its rows")
 
     memory: ByteSize | None = Field(None, gt=0, description="memory for training, in bytes or as 2GB [not limited]")
+    measure_memory: bool = Field(False, description="true: memory is what is free when the site starts")
     modalities: tuple[str, ...] = Field((), description="what its data are made of")
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     keep_alive: bool = Field(True, description="keep one client process between messages")
@@ -210,14 +212,14 @@ def read_deployment(folder: Path, allow_insecure: bool = False) -> Deployment:
 
 
 def read_site(folder: Path, allow_insecure: bool = False) -> SiteConfig:
-    """The site in a folder, its paths absolute.
+    """The site in a folder, its paths absolute, its memory measured where it asks for that.
 
     Args:
         allow_insecure: whether `--insecure` was given.
 
     Raises:
         InputError: no such file, an unknown key, a wrong value, a missing certificate or key, a key that others can
-            read, or plaintext outside loopback.
+            read, memory that cannot be measured, or plaintext outside loopback.
     """
     path = folder / SITE
     found = checked(SiteConfig, _keys(path, "site"), f"{path}: ").located(folder)
@@ -228,6 +230,10 @@ def read_site(folder: Path, allow_insecure: bool = False) -> SiteConfig:
                 raise InputError(f"{path}: there is no file {file}: copy it from the folder that deploy init wrote")
     if Path(found.key).is_file():
         require_private(Path(found.key))
+    if found.measure_memory:
+        if found.memory is not None:
+            raise InputError(f"{path}: memory is given and measure_memory is true: remove one of them")
+        return found.model_copy(update={"memory": available(found.device)})
     return found
 
 
