@@ -73,7 +73,7 @@ class Site:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
             if isinstance(error, OSError):
                 place = error.filename or self.store.folder
-                said = f"{error.strerror or error} ({place}): mend this, then resume the run"
+                said = f"{error.strerror or error} ({place}): mend this, then unalike resume (a deployment: deploy run)"
             line = " ".join(f"round {round}, client {client}: {said}".split())
             return Message({"client": client, "error": line, "trace": traceback.format_exc()})
 
