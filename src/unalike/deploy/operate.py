@@ -74,11 +74,19 @@ def superlink(folder: Path, deployment: Deployment) -> Iterator[subprocess.Popen
 
 def _keys(folder: Path, deployment: Deployment) -> list[tuple[str, Path]]:
     """The public keys of the sites that are there; a word on those that are not."""
-    files = [(name, folder / SITES / name / "node.pub") for name in deployment.sites]
-    for name, file in files:
-        if not file.is_file():
+    found = []
+    for name in deployment.sites:
+        file = _key(folder, name)
+        if file.is_file():
+            found.append((name, file))
+        else:
             _log.warning("site %s cannot take part: there is no %s: copy its public key there", name, file)
-    return [(name, file) for name, file in files if file.is_file()]
+    return found
+
+
+def _key(folder: Path, site: str) -> Path:
+    """Where a site's public key lies at the server."""
+    return folder / SITES / site / "node.pub"
 
 
 def certificate_warnings(folder: Path, deployment: Deployment) -> list[str]:
@@ -94,7 +102,7 @@ def register(folder: Path, allow_insecure: bool = False) -> list[str]:
     deployment = read_deployment(folder, allow_insecure)
     new = []
     for name in deployment.sites:
-        key = folder / SITES / name / "node.pub"
+        key = _key(folder, name)
         if not key.is_file():
             raise InputError(f"there is no {key}: copy the public key of site {name} there")
         said = _flwr(folder, deployment, ["supernode", "register", str(key), CONNECTION, "--name", name])

@@ -25,11 +25,16 @@ class Watch:
     bytes: int = field(default=0, init=False)
     """Peak over everything done so far."""
 
+    @property
+    def budget(self) -> int | None:
+        """What the client is held to, None where nothing is watched."""
+        return self.job.info.memory if self.wanted else None
+
     @contextlib.contextmanager
     def over(self, doing: str, *rows: Batch) -> Iterator[None]:
         """Watch the block; `RunError` if it takes more than the budget. `rows`: stored ones it reads."""
-        budget = self.job.info.memory
-        if budget is None or not self.wanted:
+        budget = self.budget
+        if budget is None:
             yield
             return
         tracker = Liveness(details=False)
@@ -49,8 +54,7 @@ class Watch:
 
     def head(self) -> dict[str, int]:
         """What a reply says of it: nothing where nothing was watched."""
-        budget = self.job.info.memory
-        return {} if budget is None or not self.wanted else {"memory_bytes": self.bytes, "memory_budget": budget}
+        return {} if self.budget is None else {"memory_bytes": self.bytes, "memory_budget": self.budget}
 
 
 @dataclass
