@@ -184,6 +184,15 @@ def test_no_batch_is_an_error() -> None:
         sgd(square, {"w": torch.ones(1)}, SGD(0.1), [], Key.root(0))
 
 
+def test_rows_count_by_their_weight_in_the_loss() -> None:
+    task, y = Classification(3), torch.tensor([0, 1, 2])
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    each = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    weighted = task.loss(logits, {"y": y, "weight": torch.tensor([1.0, 3.0, 0.0])})
+    assert torch.allclose(weighted, (each[0] + 3 * each[1]) / 4)
+    assert torch.allclose(task.loss(logits, {"y": y, "weight": torch.ones(3)}), task.loss(logits, {"y": y}))
+
+
 def test_scores_are_exact_over_uneven_batches() -> None:
     """5 rows, 3 right: classes 0 (2 of 3), 1 (1 of 1), 2 (0 of 1), 3 absent: balanced (2/3 + 1 + 0) / 3."""
     task = Classification(4)

@@ -79,7 +79,8 @@ def _check_one_round(algorithm: Algorithm[Any, Any, Any], found: Federation) -> 
     for info in chosen:
         down, state = algorithm.broadcast(server, info, 1), algorithm.init_client(info, init)
         _same(state, algorithm.init_client(info, init), "init_client gives other bits for the same key")
-        job = Job(info, 1, down, state, found.data(info.id, "train"), key / "client" / info.id)
+        rows, held_out = (found.data(info.id, part) for part in ("train", "validation"))
+        job = Job(info, 1, down, state, rows, key / "client" / info.id, held_out)
         arrivals.append(_check_update(algorithm, job))
         _check_prediction(algorithm, job)
     sent = [tree.clone(a.up) for a in arrivals]
@@ -170,7 +171,7 @@ def _check_unselected(prepared: runs.Prepared, folder: Path) -> None:
 
 
 def _parts(job: Job[Any, Any]) -> dict[str, Mapping[str, Any]]:
-    return {"down": job.down, "state": job.state, "data": job.data}
+    return {"down": job.down, "state": job.state, "data": job.data, "held_out": job.held_out}
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any], message: str) -> None:

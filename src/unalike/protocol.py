@@ -82,6 +82,8 @@ class Job(Generic[PrivateT, WireT]):
     state: PrivateT
     data: Batch
     key: Key
+    held_out: Batch = field(default_factory=dict)
+    """The client's validation rows, never to be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     """Whether what a client trains depends on its memory budget, or changes with the run's phase."""
     equal_architectures: ClassVar[bool] = False
     """Whether clients of unlike architectures are refused, unless `shared_model` says what all of them train."""
+    global_model: ClassVar[str] = ""
+    """Branch of the server's state and of what clients send that is a whole `shared` model; empty: there is none."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named settings (`--preset paper`); what is given beside a preset goes before it."""

@@ -22,7 +22,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean loss over the batch, a scalar."""
+        """Mean loss over the batch, a scalar; rows count by the column "weight" (B,) where the batch has one."""
 
     @abstractmethod
     def tally(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
@@ -41,7 +41,9 @@ class Classification(Task):
     metric: ClassVar[str] = "accuracy"
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs, batch["y"])
+        if "weight" not in batch:
+            return F.cross_entropy(outputs, batch["y"])
+        return (batch["weight"] * F.cross_entropy(outputs, batch["y"], reduction="none")).sum() / batch["weight"].sum()
 
     def tally(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         y = batch["y"]

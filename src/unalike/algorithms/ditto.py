@@ -58,6 +58,7 @@ class Ditto(LocalTraining, Algorithm[Server, Private, Wire]):
     paper: ClassVar[str] = "Li et al., Ditto: Fair and Robust Federated Learning, ICML 2021, arXiv:2012.04221"
     needs: ClassVar[str] = "one architecture that every client can train twice"
     equal_architectures: ClassVar[bool] = True
+    global_model: ClassVar[str] = "model"
 
     lam: NonNegative = 0.1
     """λ: pull of the common model on the personal one; 0 is local training."""

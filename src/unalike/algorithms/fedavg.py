@@ -48,6 +48,7 @@ class FedAvg(LocalTraining, Algorithm[Server, Private, Wire]):
 
     paper: ClassVar[str] = "McMahan et al., Communication-Efficient Learning of Deep Networks, AISTATS 2017"
     needs: ClassVar[str] = "one architecture that every client can train"
+    global_model: ClassVar[str] = "model"
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.shared, key / "model" / label(self.shared_model))}

@@ -55,6 +55,7 @@ class FedAvgFT(LocalTraining, Algorithm[Server, Private, Wire]):
     paper: ClassVar[str] = "Cheng et al., Fine-tuning is Fine in Federated Learning, 2021, arXiv:2108.07313"
     needs: ClassVar[str] = "one architecture that every client can train"
     equal_architectures: ClassVar[bool] = True
+    global_model: ClassVar[str] = "model"
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.shared, key / "model" / label(self.shared_model))}

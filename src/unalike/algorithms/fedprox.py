@@ -55,6 +55,7 @@ class FedProx(LocalTraining, Algorithm[Server, Private, Wire]):
     paper: ClassVar[str] = "Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, arXiv:1812.06127"
     needs: ClassVar[str] = "one architecture that every client can train"
     equal_architectures: ClassVar[bool] = True
+    global_model: ClassVar[str] = "model"
 
     mu: NonNegative = 0.01
     """μ: pull towards the model that was sent; 0 is FedAvg."""

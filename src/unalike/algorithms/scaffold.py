@@ -65,6 +65,7 @@ class Scaffold(LocalTraining, Algorithm[Server, Private, Wire]):
     paper: ClassVar[str] = "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging, ICML 2020, arXiv:1910.06378"
     needs: ClassVar[str] = "one architecture that every client can train"
     equal_architectures: ClassVar[bool] = True
+    global_model: ClassVar[str] = "model"
 
     momentum: Share = 0.0
     """Momentum of SGD; with any, (x − y)/(K η) is many times the mean gradient and the correction overshoots."""

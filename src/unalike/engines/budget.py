@@ -38,7 +38,7 @@ class Watch:
             yield
             return
         tracker = Liveness(details=False)
-        tracker.ignore(leaf for batch in (self.job.data, *rows) for leaf in batch.values())
+        tracker.ignore(leaf for batch in (self.job.data, self.job.held_out, *rows) for leaf in batch.values())
         tracker.mark("held", tree.flatten({"down": self.job.down, "state": self.job.state}).values())
         try:
             with tracker:

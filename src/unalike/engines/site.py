@@ -117,7 +117,8 @@ class Site:
         head, client = request.head, int(request.head["client"])
         info, data = self.federation.clients[client], self.data(client, "train")
         down, state = tree.to(request.tree, self.device), self._state(head)
-        return Job(info, int(head["round"]), down, state, data, Key(bytes.fromhex(head["key"])))
+        key, held_out = Key(bytes.fromhex(head["key"])), self.data(client, "validation")
+        return Job(info, int(head["round"]), down, state, data, key, held_out)
 
     def _scores(self, job: Job[Any, Any], key: str, watch: Watch) -> dict[str, dict[str, float]]:
         """Scores on validation and test, with what has been sent and the state as it is before any training.
