@@ -110,6 +110,17 @@ def test_a_line_over_seeds() -> None:
     assert over_seeds("m", [summary(0.4), summary(0.6, flops=None)])["flops"] is None
 
 
+def test_budgets_over_seeds() -> None:
+    """Shares of clients are averaged, visits are added, of the shares of a budget the largest counts."""
+    counted = {"visits": 10, "evaluations": 4, "over": 1, "largest_bytes": 9}
+    lines = [
+        {**summary(0.4), "clients": 4, "memory": {**counted, "largest_share": share, "took_part": took_part}}
+        for share, took_part in ((0.5, 2), (0.75, 4))
+    ]
+    assert over_seeds("m", lines)["budgets"] == {"took_part": 0.75, "visits": 20, "over": 2, "largest_share": 0.75}
+    assert "budgets" not in over_seeds("m", [summary(0.4)])
+
+
 def test_a_line_of_a_method_that_failed() -> None:
     """With the seeds that are there; without any, every figure is empty."""
     part = over_seeds("m", [summary(0.4)], "client 1: out of memory")

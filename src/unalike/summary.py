@@ -62,16 +62,18 @@ def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[
         "flops": total(event["flops"] for event in rounds),
         "seconds": sum(event["seconds"] for event in rounds),
         "peak_memory_bytes": max(event["peak_memory_bytes"] for event in rounds),
-        **_within_budgets([event["memory"] for event in rounds if "memory" in event]),
+        **_within_budgets([event for event in rounds if "memory" in event]),
     }
 
 
-def _within_budgets(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How often clients with budgets were counted, and what they took at most; nothing where there were none."""
-    if not found:
+def _within_budgets(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many clients took part, how often those with budgets were counted, and what they took at most."""
+    if not rounds:
         return {}
+    found, took_part = [event["memory"] for event in rounds], {c for event in rounds for c in event["clients"]}
     added = {name: sum(memory[name] for memory in found) for name in ("visits", "evaluations", "over")}
-    return {"memory": added | {n: max(memory[n] for memory in found) for n in ("largest_share", "largest_bytes")}}
+    most = {name: max(memory[name] for memory in found) for name in ("largest_share", "largest_bytes")}
+    return {"memory": {**added, **most, "took_part": len(took_part)}}
 
 
 def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str = "") -> dict[str, Any]:
@@ -94,9 +96,19 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         "flops": None if (flops := total(s["flops"] for s in summaries)) is None else flops / len(summaries),
         **{k: average(s[k] for s in summaries) for k in ("seconds", "peak_memory_bytes")},
         "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
+        **_budgets_over_seeds([s["memory"] | {"clients": s["clients"]} for s in summaries if "memory" in s]),
         "status": "failed" if reason else "done",
         **({"reason": reason} if reason else {}),
     }
+
+
+def _budgets_over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of the clients that took part, mean over seeds; all counts of memory together; the largest share taken."""
+    if not found:
+        return {}
+    counts = {name: sum(memory[name] for memory in found) for name in ("visits", "over")}
+    took_part = average(memory["took_part"] / memory["clients"] for memory in found)
+    return {"budgets": {"took_part": took_part, **counts, "largest_share": max(m["largest_share"] for m in found)}}
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float], to: str) -> dict[str, Any] | None:

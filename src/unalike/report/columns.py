@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .paired import reference_name
-from .records import Method, Target
-from .units import duration, flops, fraction, interval, signed, size
+from .records import Budgets, Method, Target
+from .units import duration, flops, fraction, interval, percent, signed, size
 
 
 def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
@@ -28,7 +28,7 @@ def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
             "best decile": _optional(m.best_decile),
             "best": _optional(m.best),
             "Jain": _optional(m.jain),
-            "above alone": "" if m.beats_standalone is None else f"{100 * m.beats_standalone:.0f} %",
+            "above alone": "" if m.beats_standalone is None else percent(m.beats_standalone),
         }
         for m in methods
     ]
@@ -48,9 +48,17 @@ def costs(methods: Sequence[Method]) -> list[dict[str, str]]:
             "computed": flops(m.flops),
             "time": duration(m.seconds),
             "peak memory": "" if m.peak_memory_bytes is None else size(m.peak_memory_bytes),
+            **_budgets(m.budgets),
         }
         for m in methods
     ]
+
+
+def _budgets(found: Budgets | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    over = f"{found.over} of {found.visits}"
+    return {"took part": percent(found.took_part), "of a budget": percent(found.largest_share), "over budget": over}
 
 
 def legend(methods: Sequence[Method]) -> str:
@@ -65,6 +73,11 @@ def legend(methods: Sequence[Method]) -> str:
     told += "of a tenth of them."
     if any(m.beats_standalone is not None for m in methods):
         told += " Above alone: the share of clients with whom the method beats training alone."
+    if any(m.budgets for m in methods):
+        told += (
+            " Took part: share of the clients that trained. Of a budget: the largest share of a client’s memory budget "
+            "that training or evaluation took. Over budget: visits that took more, of all."
+        )
     if asked:
         told += (
             f" To reach {asked}: bytes up and down, and rounds, until validation accuracy was {asked}, in the seeds "
@@ -143,6 +156,9 @@ def plain(m: Method) -> dict[str, Any]:
         "flops": m.flops,
         "seconds": m.seconds,
         "peak_memory_bytes": m.peak_memory_bytes,
+        "took_part": m.budgets and m.budgets.took_part,
+        "largest_share_of_budget": m.budgets and m.budgets.largest_share,
+        "visits_over_budget": m.budgets and m.budgets.over,
         "trials": m.trials,
         "chosen": _json(m.chosen) if m.chosen else None,
         "train": _json(m.train) if m.train else None,

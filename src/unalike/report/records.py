@@ -200,6 +200,16 @@ class BytesPerRound(Record):
     down: float | None = None
 
 
+class Budgets(Record):
+    """A method among clients with memory budgets: the share of them that took part, all visits, those over a budget,
+    the largest share of a budget that was taken."""
+
+    took_part: float
+    visits: int
+    over: int
+    largest_share: float
+
+
 class Method(Record):
     """A row of compare.json; what is null in it is as if it were missing.
 
@@ -226,6 +236,7 @@ class Method(Record):
     flops: float | None = None
     seconds: float | None = None
     peak_memory_bytes: float | None = None
+    budgets: Budgets | None = None
     trials: int | None = None
     chosen: dict[str, Any] = {}
     train: dict[str, Any] = {}

@@ -17,6 +17,11 @@ def interval(mean: float | None, half: float | None) -> str:
     return fraction(mean) if half is None else f"{fraction(mean)} ± {fraction(half)}"
 
 
+def percent(share: float | None) -> str:
+    """0.85 -> 85 %"""
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
 def points(difference: float) -> str:
     """0.066 -> 6.6 points (percentage points, unsigned)"""
     return f"{abs(difference) * 100:.1f} points"
