@@ -47,6 +47,7 @@ ALGORITHMS = Catalogue(
         "fedrep": "fedrep:FedRep",
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
+        "fedcurv": "fedcurv:FedCurv",
         "profl": "profl:ProFL",
         "allsmall": "allsmall:AllSmall",
         "exclusivefl": "exclusivefl:ExclusiveFL",
