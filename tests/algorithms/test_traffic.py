@@ -24,6 +24,7 @@ FIXED = {
     "fedrep": EXTRACTOR,
     "ditto": CNN5,
     "scaffold": 2 * CNN5,
+    "vhl": CNN5,
 }
 """Scalars that each client sends and receives in a round."""
 BY_LABEL = {"fd": 10, "fedproto": 500}

@@ -48,6 +48,7 @@ ALGORITHMS = Catalogue(
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
         "fedcurv": "fedcurv:FedCurv",
+        "vhl": "vhl:VHL",
         "profl": "profl:ProFL",
         "allsmall": "allsmall:AllSmall",
         "exclusivefl": "exclusivefl:ExclusiveFL",

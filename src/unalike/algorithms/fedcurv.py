@@ -16,7 +16,8 @@ Deviations
   mode, over at most `fisher_rows` rows drawn anew in each visit. With a `class_balance` it is the weighted mean.
 - The constant is chosen so that the penalty is 0 at the w that was sent: the loss that is told may be below L.
 - The mean of the models is weighted by samples. The sums are not: each client of the last round counts once.
-- Momentum, weight decay and clipping of the whole gradient are offered. BatchNorm statistics are averaged with the weights and have no F.
+- Momentum, weight decay and clipping of the whole gradient are offered. BatchNorm statistics are averaged with the
+  weights and have no F.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class FedCurv(LocalTraining, Algorithm[Server, Private, Wire]):
     lam: NonNegative = 1.0
     """λ: weight of the penalty; 0 is FedAvg."""
     fisher_rows: Count = 64
-    """Most rows of a client that F_k is computed on; each costs a backward pass of its own."""
+    """Most rows of a client that F_k is computed on, each in a pass of its own. The FLOPs that a run tells are those of all
+    rows."""
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.shared, key / "model" / label(self.shared_model)), "u": {}, "v": {}}

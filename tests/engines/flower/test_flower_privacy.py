@@ -47,8 +47,8 @@ def received(leaf: bytes, name: str, passed: Passed) -> bool:
 
 
 def sent(leaf: bytes, name: str, passed: Passed) -> bool:
-    """What this client has sent itself, under the same name: FedAvg-FT predicts with the w_k that it sends, FedCurv takes
-    its u_k and v_k out of the sums that come back."""
+    """What this client has sent itself, under the same name: FedAvg-FT predicts with the w_k that it sends, FedCurv
+    takes its u_k and v_k out of the sums that come back."""
     return leaf == passed.up.get(name)
 
 
