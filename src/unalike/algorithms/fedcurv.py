@@ -79,8 +79,7 @@ class FedCurv(LocalTraining, Algorithm[Server, Private, Wire]):
     lam: NonNegative = 1.0
     """λ: weight of the penalty; 0 is FedAvg."""
     fisher_rows: Count = 64
-    """Most rows of a client that F_k is computed on, each in a pass of its own. The FLOPs that a run tells are those of all
-    rows."""
+    """Most rows of a client that F_k is computed on, each in a pass of its own (a run's FLOPs are told as of all)."""
 
     def init_server(self, key: Key) -> Server:
         return {"model": models.initial(self.shared, key / "model" / label(self.shared_model)), "u": {}, "v": {}}
