@@ -20,6 +20,7 @@ from unalike.local import (
     rows_by_label,
     sgd,
     squared_distance,
+    squared_gradients,
     train,
     trainable,
 )
@@ -269,3 +270,17 @@ def test_visits_weigh_rows_where_a_class_balance_is_asked_for() -> None:
     plain = LocalTraining(local_epochs=1, batch_size=4)
     assert plain.weighed(data) is data
     assert all(batch.keys() == data.keys() for batch in plain.visits(data, Key.root(0)))
+
+
+def test_squared_gradients_by_hand() -> None:
+    """The gradient of w x is x: (1 + 9) / 2 = 5; by weights 3 and 1 it is (3 · 1 + 1 · 9) / 4 = 3; 0 where w is not."""
+
+    def loss(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+        return (params["w"] * batch["x"]).mean()
+
+    params = {"w": torch.tensor([7.0]), "unused": torch.ones(2), "~steps": torch.tensor(3.0)}
+    data = {"x": torch.tensor([1.0, 3.0])}
+    assert tree.equal(squared_gradients(loss, params, data), {"unused": torch.zeros(2), "w": torch.tensor([5.0])})
+    weighted = squared_gradients(loss, params, {**data, "weight": torch.tensor([3.0, 1.0])})
+    assert weighted["w"].item() == 3.0
+    assert not params["w"].requires_grad

@@ -211,9 +211,10 @@ def squared_gradients(loss: Loss, params: Tree, data: Batch) -> dict[str, Any]:
     working, sums = tree.unflatten(flat), [torch.zeros_like(leaf) for leaf in weights.values()]
     n = len(next(iter(data.values())))
     shares = (data["weight"] / data["weight"].sum()).tolist() if "weight" in data else [1 / n] * n
+    columns = {name: rows for name, rows in data.items() if name != "weight"}
     for row, share in enumerate(shares):
-        value = loss(working, {}, {name: rows[row : row + 1] for name, rows in data.items()})
-        gradients = torch.autograd.grad(value, list(weights.values()))
+        value = loss(working, {}, {name: rows[row : row + 1] for name, rows in columns.items()})
+        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
         torch._foreach_addcmul_(sums, list(gradients), list(gradients), value=share)
     return tree.unflatten(dict(zip(weights, sums, strict=True)))
 
