@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tree
-from .protocol import Algorithm, Batch, Count, NonNegative, Positive, Ready, Share
+from .protocol import Batch, Count, NonNegative, Positive, Share
 from .rng import Key
+from .tasks import Task
 from .tree import Flat, Tree
 
 Loss: TypeAlias = Callable[[Tree, Tree, Batch], Tensor]
@@ -279,14 +280,14 @@ def sgd(loss: Loss, params: Tree, optimiser: SGD, batches: Iterable[Batch], key:
 
 
 @torch.no_grad()
-def evaluate(algorithm: Algorithm[Any, Any, Any], ready: Ready, data: Batch, size: int = 512) -> dict[str, float]:
-    """The task's exact scores of `algorithm.predict` over all rows of `data`."""
+def tally(task: Task, predict: Callable[[Batch], Tensor], data: Batch, size: int = 512) -> dict[str, Tensor]:
+    """The task's tallies of what `predict` says of all rows of `data`, `size` of them at once."""
     tallies: dict[str, Tensor] = {}
     for start in range(0, len(next(iter(data.values()))), size):
         batch = {name: rows[start : start + size] for name, rows in data.items()}
-        for name, part in algorithm.task.tally(algorithm.predict(ready, batch), batch).items():
+        for name, part in task.tally(predict(batch), batch).items():
             tallies[name] = tallies[name] + part if name in tallies else part
-    return algorithm.task.scores(tallies)
+    return tallies
 
 
 @torch.no_grad()

@@ -9,30 +9,22 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, RootModel, model_validator
+from pydantic import BaseModel, BeforeValidator, RootModel, model_validator
+
+from .measured import CONFIG, Figure, Forgetting, Forgotten, PerClient, Pooled, PooledOver, Together, known
 
 BASELINE = "standalone"
-
-
-def _known(values: Any) -> Any:
-    """Drops what was not measured: null and NaN."""
-    if not isinstance(values, Mapping):
-        return values
-    return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
 def _numbers(values: Any) -> Any:
     """Drops whatever is no number: a method may tell more than a page can show."""
     if not isinstance(values, Mapping):
         return {}
-    return {k: v for k, v in _known(values).items() if isinstance(v, (int, float))}
-
-
-PerClient = Annotated[dict[int, float], BeforeValidator(_known)]
+    return {k: v for k, v in known(values).items() if isinstance(v, (int, float))}
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = CONFIG
 
 
 class Scores(Record):
@@ -75,6 +67,8 @@ class Summary(Record):
     clients: int | None = None
     accuracy: Scores = Scores()
     balanced_accuracy: Scores = Scores()
+    pooled: Pooled | None = None
+    forgetting: Forgetting | None = None
     selected_round: int | None = None
     bytes: Traffic = Traffic()
     wire_bytes: Traffic = Traffic()
@@ -118,8 +112,8 @@ class Evaluation(Record):
 
     def accuracies(self, split: str, metric: str = "accuracy") -> dict[int, float]:
         measured: dict[int, Measured] = getattr(self, split)
-        known: dict[int, float] = _known({i: getattr(m, metric) for i, m in measured.items()})
-        return known
+        found: dict[int, float] = known({i: getattr(m, metric) for i, m in measured.items()})
+        return found
 
 
 class Validated(Record):
@@ -129,6 +123,7 @@ class Validated(Record):
 
 class Metrics(Record):
     validation: Validated = Validated()
+    pooled: Together = Together()
     server: Annotated[dict[str, float], BeforeValidator(_numbers)] = {}
     """What the method's `report` tells."""
 
@@ -157,6 +152,7 @@ class Event(Record):
     clients: list[int] = []
     metrics: Metrics = Metrics()
     evaluation: Evaluation = Evaluation()
+    forgetting: Forgotten = Forgotten()
     updates: dict[int, Trained] = {}
     bytes_up: float = 0
     bytes_down: float = 0
@@ -229,6 +225,10 @@ class Method(Record):
     jain: float | None = None
     beats_standalone: float | None = None
     difference: Difference | None = None
+    pooled: PooledOver = PooledOver()
+    balanced_difference: Difference | None = None
+    """Of balanced accuracy over all rows together."""
+    forgetting: Figure = Figure()
     target: Target | None = None
     bytes_up: float | None = None
     bytes_down: float | None = None
