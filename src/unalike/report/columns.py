@@ -11,6 +11,8 @@ from .paired import reference_name
 from .records import Budgets, Difference, Method, Target
 from .units import duration, flops, fraction, interval, percent, signed, size
 
+RECALL = "Recall of each class: of its test rows at all clients together, the share predicted right; mean over seeds."
+
 
 def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
     """What came of each, in words; differences in points."""

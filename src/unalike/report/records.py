@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Annotated, Any
@@ -284,6 +284,8 @@ class Run:
     rounds: list[Event]
     experiment: dict[str, Any]
     manifest: Manifest
+    keepsakes: dict[int, Path] = field(default_factory=dict)
+    """The files that the method has left, by round."""
 
     @property
     def algorithm(self) -> str:
@@ -313,6 +315,11 @@ class Comparison:
     @property
     def seeds(self) -> set[int]:
         return {seed for m in self.methods for seed in m.seeds}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, where a run tells them."""
+        return next((run.partition.classes for several in self.runs.values() for run in several), [])
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -347,6 +354,8 @@ class Compared:
 
     regime: Regime
     methods: list[Method]
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes, where a run tells them."""
 
 
 @dataclass(frozen=True)

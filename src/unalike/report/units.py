@@ -9,7 +9,7 @@ UNKNOWN = "–"
 
 def fraction(value: float | None) -> str:
     """0.8873 -> 0.887"""
-    return UNKNOWN if value is None else f"{value:.3f}"
+    return UNKNOWN if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def interval(mean: float | None, half: float | None) -> str:
