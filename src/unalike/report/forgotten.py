@@ -76,5 +76,6 @@ def _told(run: Run) -> str:
     does = "lowers" if found.mean >= 0 else "raises"
     told = f"One client’s training {does} the global model’s accuracy on all others’ rows by {points(found.mean)}"
     most = max(found.per_client, key=found.per_client.__getitem__, default=None)
-    who = "" if most is None else f"; most does client {most}’s, by {fraction(found.per_client[most])}"
+    worst = 0.0 if most is None else found.per_client[most]
+    who = f"; the most does client {most}’s, by {points(worst)}" if worst > 0 else ""
     return f"{told}, mean over clients and {when}{who}."

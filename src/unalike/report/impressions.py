@@ -39,7 +39,7 @@ def single(run: Run) -> Html:
     places = sorted({int(c) for _, labels in chosen.values() for c in labels})
     if not places:
         return Html("")
-    caption = f"Images that the server has made of its model: {EACH} of each class, after some of the rounds."
+    caption = "Images that the server has made of its model: two of each class, after some of the rounds."
     if len(places) > CLASSES:
         caption += f" The first {CLASSES} of {len(places)} classes."
     drawing = grid(chosen, places[:CLASSES], run.partition.classes)
@@ -47,7 +47,7 @@ def single(run: Run) -> Html:
 
 
 def read(path: Path) -> Kept | None:
-    """The images and labels of a file; None where it holds others things. `InputError` where it cannot be read."""
+    """The images and labels of a file; None where it holds other things. `InputError` where it cannot be read."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
@@ -88,7 +88,7 @@ def grid(found: Mapping[int, Kept], places: Sequence[int], classes: Sequence[str
         60 + min(56.0, (width - 90) / (EACH * n)) * rows for width, n in ((WIDE, columns), (NARROW, narrow))
     )
     when = listing(list(found))
-    alt = f"Images of {rows} classes after round{'s' * (len(found) > 1)} {when}: {EACH} of each class, a row a class."
+    alt = f"Images of {rows} classes after round{'s' * (len(found) > 1)} {when}: two of each class, a row a class."
     return Picture(alt, draw, height, small)
 
 
