@@ -157,10 +157,10 @@ class _Loop:
     def run(self) -> Index:
         plan, algorithm = self.plan, self.plan.algorithm
         forget_peak_memory()
+        self.engine.open(self._setup(), plan.federation)
         self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
         if plan.forgetting and self.remote:
             raise InputError("forgetting = true is measured on one machine only: what it counts stays at the sites")
-        self.engine.open(self._setup(), plan.federation)
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
         self._say({"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed})
@@ -179,7 +179,7 @@ class _Loop:
             device=self.plan.device,
             budget=self.plan.store_budget,
             check_memory=self.plan.check_memory,
-            counts=self.remote is None,
+            counts=True,  # which sites that lie elsewhere do not heed
         )
 
     def _round(self, server: Any, round: int) -> Any:
