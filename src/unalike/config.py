@@ -51,6 +51,7 @@ class Experiment(BaseModel):
     data_path: str | None = Field(None, description="folder with the files of a named data set")
     label: str | None = Field(None, description="label column of a CSV file [label]")
     site_column: str | None = Field(None, description="column that names each row's site")
+    group_column: str | None = Field(None, description="column whose rows stay in one part [group, groups, slide]")
     impute: Literal["mean", "median", "zero"] | None = Field(None, description="how missing values are filled")
     image_size: int | None = Field(None, ge=4, le=1024, description="side in pixels of a folder's images")
     rows: int | None = Field(None, ge=2, description="draw so many rows, beside an official test set [all]")

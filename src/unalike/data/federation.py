@@ -106,7 +106,7 @@ class Federation:
             tuple(np.searchsorted(kept, self.rows(k, part) if k in clients else kept[:0]) for k in range(n))
             for part in PARTS
         )
-        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None)
+        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None, groups=None)
         partition = replace(self.partition, train=train, validation=validation, test=test)
         return replace(self, source=source, partition=partition, keys={})
 
@@ -152,6 +152,7 @@ def federation(
     data_path: str | Path | None = None,
     label: str | None = None,
     site_column: str | None = None,
+    group_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
     rows: int | None = None,
@@ -169,7 +170,7 @@ def federation(
 
     Args:
         data: a built-in name, a file, a folder (see `unalike data`), or a `Source` made by hand.
-        data_path, label, site_column, impute, image_size: how to read it, see docs/data.md.
+        data_path, label, site_column, group_column, impute, image_size: how to read it, see docs/data.md.
         rows: draw so many rows of the data at random and leave out the others; an official test set stays whole.
         clients: number of clients (10); for `partition="site"` the data tells.
         partition: a scheme such as "dirichlet:0.5", or a `Partition`.
@@ -190,12 +191,19 @@ def federation(
         source.require_classes()
     else:
         keys = {"data": data, "data_path": data_path and str(data_path), "label": label, "site_column": site_column}
-        keys |= {"impute": impute, "image_size": image_size, "split": tuple(split), "min_per_client": min_per_client}
+        keys |= {
+            "group_column": group_column,
+            "impute": impute,
+            "image_size": image_size,
+            "split": tuple(split),
+            "min_per_client": min_per_client,
+        }
         source = load_source(
             data,
             path=Path(data_path) if data_path else None,
             label=label,
             site_column=site_column,
+            group_column=group_column,
             impute=impute,
             image_size=image_size,
         )

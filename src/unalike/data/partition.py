@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..files import write_atomically
 from ..rng import Key
 from . import Source, digest, read_npz
+from .groups import apart
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -106,6 +107,9 @@ def draw(
     label. With one, only the other rows are divided and split, train : validation, and each class's test rows go to
     the clients in proportion to their training rows of it. `min_per_client` counts the rows that are split. `clients`
     may be omitted for "site" and "file:PATH", which know how many there are.
+
+    Where the source has groups, each group trains, validates or tests as a whole, whichever clients its rows go to: the
+    groups are split first (`groups.apart`), and the scheme then divides the rows of each part by the same shares.
     """
     ratio = np.array(split, dtype=float)
     if ratio.shape != (3,) or not (np.isfinite(ratio) & (ratio > 0)).all():
@@ -113,6 +117,7 @@ def draw(
     if min_per_client < 0:
         raise InputError(f"--min-per-client {min_per_client} is negative: give 0 or more")
     kind, _, argument = scheme.partition(":")
+    owner = None
     if kind == "file" and argument:
         found = _from_file(Path(argument).expanduser(), len(source.y))
         _agree(clients, len(found), scheme)
@@ -124,9 +129,27 @@ def draw(
         owner, names = _by_site(source)
         _agree(clients, len(names), scheme)
     else:
-        owner = _by_chance(source, scheme, clients or 0, min_per_client, key)
         names = tuple(map(str, range(clients or 0)))
-    return _complete(_divide(source, owner, names, scheme, ratio, min_per_client, key / "split"))
+    part = None if _alike(source, scheme) else apart(source, owner, ratio, (key / "groups").numpy())
+    if owner is None:
+        owner = _by_chance(source, scheme, clients or 0, min_per_client, key, part)
+    own = _free(source)
+    own = own[owner[own] >= 0]
+    _require_rows(np.bincount(owner[own], minlength=len(names)), names, scheme, min_per_client)
+    rng = (key / "split").numpy()
+    if part is None:
+        part = np.empty(len(source.y), np.int64)
+        part[own] = _stratified(owner[own], source.y[own], ratio if source.test is None else ratio[:2], len(names), rng)
+    train, validation, test = (_gather(own[part[own] == p], owner, len(names)) for p in range(3))
+    if source.test is not None:
+        test = _official(np.flatnonzero(source.test), source, owner, train, rng)
+    return _complete(Partition(train, validation, test, scheme, names))
+
+
+def _alike(source: Source, scheme: str) -> bool:
+    """Whether there is nothing to keep together: no groups, or every client is one, as a slide that is a site."""
+    groups, sites = source.groups, source.sites
+    return groups is None or (scheme == "site" and sites is not None and np.array_equal(groups, sites))
 
 
 def _free(source: Source) -> Ints:
@@ -134,8 +157,11 @@ def _free(source: Source) -> Ints:
     return np.arange(len(source.y)) if source.test is None else np.flatnonzero(~source.test)
 
 
-def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key) -> Ints:
-    """The owner of each row, -1 for official test rows; drawn anew until each client has `least` rows."""
+def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key, part: Ints | None) -> Ints:
+    """The owner of each row, -1 for official test rows; drawn anew until each client has `least` rows.
+
+    The rows of each part, where groups have decided that already, are divided by the same shares.
+    """
     rows = _free(source)
     kind, value = _parse(scheme, source)
     if not 1 <= clients <= len(rows):
@@ -143,15 +169,21 @@ def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key) 
     y = source.y[rows]
     groups = y if kind in ("dirichlet", "pathological") else np.zeros_like(y)
     totals = np.bincount(groups)
+    inside = (
+        [np.arange(len(rows))] if part is None else [np.flatnonzero(part[rows] == p) for p in np.unique(part[rows])]
+    )
+    least = max(least, len(inside)) if len(inside) > 1 else least
     draws = DRAWS if kind in RANDOM_SIZES else 1  # the others' sizes are not random
     best, client = -1, 0
     for attempt in range(draws):
         rng = (key / attempt).numpy()
-        counts = _apportion(totals, _shares(kind, value, totals, clients, rng), rng)
-        sizes = counts.sum(axis=0)
+        shares = _shares(kind, value, totals, clients, rng)
+        counts = [_apportion(np.bincount(groups[i], minlength=len(totals)), shares, rng) for i in inside]
+        sizes = _each_part(counts, least)
         if sizes.min() >= least:
             owner = np.full(len(source.y), -1)
-            owner[rows] = _deal(groups, counts, rng)
+            for i, dealt in zip(inside, counts, strict=True):
+                owner[rows[i]] = _deal(groups[i], dealt, rng)
             return owner
         if sizes.min() > best:
             best, client = int(sizes.min()), int(sizes.argmin())
@@ -161,6 +193,21 @@ def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key) 
         f"{scheme} over {clients} clients leaves client {client} with {best} rows after {draws} "
         f"draw{'s'[: draws - 1]}; ask for {', '.join(remedies[:-1])}{' or ' * (len(remedies) > 1)}{remedies[-1]}"
     )
+
+
+def _each_part(counts: Sequence[Ints], least: int) -> Ints:
+    """Clients' rows (clients,); if all have `least`, each is lent, in place, a row of any of several parts it lacks.
+
+    What is lent makes no client larger: of its rows before and after, the fewer count.
+    """
+    have = np.sum(counts, axis=0)
+    sizes: Ints = have.sum(axis=0)
+    if len(counts) < 2 or sizes.min() < least:
+        return sizes
+    for part in counts:
+        _lend(part, have)
+    after: Ints = np.sum(counts, axis=(0, 1))
+    return np.minimum(sizes, after)
 
 
 def _parse(scheme: str, source: Source) -> tuple[str, float]:
@@ -255,29 +302,25 @@ def _agree(clients: int | None, found: int, scheme: str) -> None:
         raise InputError(f"--partition {scheme} has {found} clients, not {clients}: leave --clients out")
 
 
-def _divide(
-    source: Source, owner: Ints, names: tuple[str, ...], scheme: str, ratio: Floats, least: int, key: Key
-) -> Partition:
-    rng, n = key.numpy(), len(names)
-    own = _free(source)
-    own = own[owner[own] >= 0]
-    sizes = np.bincount(owner[own], minlength=n)
+def _require_rows(sizes: Ints, names: Sequence[str], scheme: str, least: int) -> None:
     for client in np.flatnonzero(sizes < least)[:1]:
         raise InputError(
             f"client {names[client]} of {scheme} has {sizes[client]} rows, fewer than --min-per-client {least}: lower "
             "it, or leave the client out"
         )
-    part = _stratified(owner[own], source.y[own], ratio if source.test is None else ratio[:2], n, rng)
-    train, validation, test = (_gather(own[part == p], owner, n) for p in range(3))
-    if source.test is not None:
-        official = np.flatnonzero(source.test)
-        if (owner[official] < 0).all():
-            have = np.stack([np.bincount(source.y[r], minlength=len(source.classes)) for r in train], axis=1)
-            counts = _apportion(np.bincount(source.y[official], minlength=len(source.classes)), have, rng)
-            _lend(counts, have)
-            owner[official] = _deal(source.y[official], counts, rng)
-        test = _gather(official[owner[official] >= 0], owner, n)
-    return Partition(train, validation, test, scheme, names)
+
+
+def _official(
+    official: Ints, source: Source, owner: Ints, train: tuple[Ints, ...], rng: np.random.Generator
+) -> tuple[Ints, ...]:
+    """Each client's rows of the `official` test rows; in proportion to its training rows, where they have no owner."""
+    if (owner[official] < 0).all():
+        have = np.stack([np.bincount(source.y[r], minlength=len(source.classes)) for r in train], axis=1)
+        counts = _apportion(np.bincount(source.y[official], minlength=len(source.classes)), have, rng)
+        _lend(counts, have)
+        owner = owner.copy()
+        owner[official] = _deal(source.y[official], counts, rng)
+    return _gather(official[owner[official] >= 0], owner, len(train))
 
 
 def _stratified(owner: Ints, y: Ints, ratio: Floats, n: int, rng: np.random.Generator) -> Ints:

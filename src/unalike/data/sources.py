@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from . import Array, Impute, Piece, Source, npz_source, source_of
+from . import UNGROUPED, Array, Impute, Piece, Source, npz_source, source_of
 
 __all__ = ["SOURCES", "BuiltIn", "Source", "load", "load_federated"]
 
@@ -34,6 +34,7 @@ class _Options:
     path: Path | None = field(default=None, metadata={"flag": "--data-path"})
     label: str | None = None
     site_column: str | None = None
+    group_column: str | None = None
     impute: Impute | None = None
     image_size: int | None = None
 
@@ -59,6 +60,7 @@ def load(
     path: Path | None = None,
     label: str | None = None,
     site_column: str | None = None,
+    group_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
     whole: bool = True,
@@ -69,7 +71,7 @@ def load(
     """
     if image_size is not None and not 1 <= image_size <= 4096:
         raise InputError(f"--image-size {image_size} is out of range: give 1 to 4096 pixels")
-    found = _find(name, _Options(path, label, site_column, impute, image_size))
+    found = _find(name, _Options(path, label, site_column, group_column, impute, image_size))
     if whole:
         found.require_classes()
     return found
@@ -88,8 +90,8 @@ def _find(name: str, options: _Options) -> Source:
     if place.suffix.lower() == ".csv":
         return _csv(place, options)
     if place.suffix.lower() == ".npz":
-        options.only("an .npz file", "site_column", "impute")
-        return npz_source(place.stem, [Piece(place)], options.impute, options.site_column)
+        options.only("an .npz file", "site_column", "group_column", "impute")
+        return npz_source(place.stem, [Piece(place)], options.impute, options.site_column, options.group_column)
     raise InputError(
         f"--data {name}: files of kind {place.suffix or 'unknown'} are not read; give .csv, .npz or a folder"
     )
@@ -116,10 +118,12 @@ def _officially(name: str, train: tuple[Array, Array], test: tuple[Array, Array]
 
 
 def _csv(file: Path, options: _Options) -> Source:
-    options.only("a .csv file", "label", "site_column", "impute")
+    options.only("a .csv file", "label", "site_column", "group_column", "impute")
     found = columns(file)
     label = options.label or "label"
-    wanted = {"--label": label} | ({"--site-column": options.site_column} if options.site_column else {})
+    group = None if options.group_column == UNGROUPED else options.group_column
+    asked = {"--label": label, "--site-column": options.site_column, "--group-column": group}
+    wanted = {flag: name for flag, name in asked.items() if name}
     taken = {}
     for flag, name in wanted.items():
         if name not in found:
@@ -137,7 +141,8 @@ def _csv(file: Path, options: _Options) -> Source:
         raise InputError(f"{file} has no column left for features beside {' and '.join(wanted.values())}")
     x = np.stack(list(encoded.values()), axis=1)
     sites = taken.get("--site-column")
-    return source_of(file.stem, x, taken["--label"], sites=sites, features=tuple(encoded), impute=options.impute)
+    read = source_of(file.stem, x, taken["--label"], sites=sites, features=tuple(encoded), impute=options.impute)
+    return replace(read, groups=taken.get("--group-column"))
 
 
 def columns(file: Path) -> dict[str, list[str]]:
@@ -194,9 +199,9 @@ def _folder(folder: Path, name: str, options: _Options) -> Source:
         options.only("a folder of divided clients", "impute")
         return replace(load_federated(folder, impute=options.impute), name=name)
     if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
-        options.only("a folder of .npz files", "site_column", "impute")
+        options.only("a folder of .npz files", "site_column", "group_column", "impute")
         pair = [Piece(folder / "train.npz", False), Piece(folder / "test.npz", True)]
-        return npz_source(name, pair, options.impute, options.site_column)
+        return npz_source(name, pair, options.impute, options.site_column, options.group_column)
     return _images(folder, name, options)
 
 
