@@ -63,6 +63,10 @@ class Experiment(BaseModel):
     split: Split = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
     min_per_client: int = Field(10, ge=0, description="least number of rows of a client")
 
+    shift: str | None = Field(
+        None, description="simulated domain shift of images, stain:0.8,blur:0.5 or mixed:0.7 [none]"
+    )
+
     models: tuple[str, ...] = Field((), description="models that clients take in turn [five sizes for the data]")
     model_map: dict[int, str] = Field({}, description="client to model where it is not its turn's, 0=cnn-1,3=cnn-5")
     feature_width: int | None = Field(None, ge=1, description="pool all features to this width")

@@ -56,6 +56,12 @@ class Prepared:
         """The method's own parameters as it has them."""
         return {name: getattr(self.algorithm, name) for name in config.parameters_of(type(self.algorithm))}
 
+    @property
+    def simulated(self) -> dict[str, str]:
+        """Which shift of the clients' images is simulated, as run folders name it; a server without rows was told."""
+        asked = self.experiment.shift
+        return self.federation.simulated or ({"simulated_shift": asked} if asked else {})
+
     def plan(self, folder: Path, listeners: tuple[events.Listener, ...] = ()) -> Plan:
         e = self.experiment
         return Plan(
@@ -153,7 +159,7 @@ def load_federation(experiment: Experiment, partition: Partition | None = None) 
     """The federation an experiment asks for, or the same data and models with a partition already drawn."""
     asked = {key: getattr(experiment, key) for key in FEDERATION_KEYS if key != "partition"}
     if partition:
-        asked["rows"] = None
+        asked |= {"rows": None, "shift": None}  # which the partition has
     return federation(**asked, partition=partition or experiment.partition)
 
 
@@ -222,6 +228,7 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
         "partition_hash": found.partition.hash,
+        **prepared.simulated,
         **({"fleet_hash": budgets} if (budgets := fleet.digest(found.budgets)) else {}),
         "code_sha256": code_fingerprints(prepared),
         "machine": {
@@ -304,6 +311,7 @@ def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:
         "clients": len(prepared.federation.clients),
         "partition": prepared.federation.partition.scheme,
         "partition_hash": prepared.federation.partition.hash,
+        **prepared.simulated,
         **summarise(events.read(folder / EVENTS), index.best_round),
         "state_sha256": index.state_sha256(),
         "parameters": experiment.parameters,

@@ -60,6 +60,8 @@ class Source:
     features: tuple[str, ...] = ()
     pixel_max: float = 1.0
     impute: Impute | None = None
+    simulated_shift: str = ""
+    """What the images were put through, each client's in its own way, see `data.shift`."""
 
     def __post_init__(self) -> None:
         same_length(self.name, x=self.x, y=self.y, test=self.test, sites=self.sites, groups=self.groups)
