@@ -24,7 +24,7 @@ from .config import Experiment
 from .data import fleet
 from .data.federation import Federation, federation, with_shared
 from .data.partition import Partition
-from .data.sources import SOURCES
+from .data.sources import located
 from .engines.checkpoint import Checkpoints
 from .engines.loop import Plan
 from .errors import InputError
@@ -106,7 +106,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
         require_extra("flower", "flwr")
     engine = experiment.engine or ("processes" if cores > 1 and experiment.device == "cpu" else "serial")
     workers = experiment.workers or min(cores, 8, len(found.clients))
-    drawn = found.partition.scheme.partition(":")[0] not in ("site", "file")
+    drawn = found.partition.scheme != "site" and not found.partition.scheme.startswith("file:")
     update = {
         "clients": len(found.clients) if drawn else None,
         "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
@@ -209,9 +209,10 @@ def _fill(folder: Path, prepared: Prepared) -> None:
 def absolute_paths(keys: dict[str, Any]) -> dict[str, Any]:
     """The same keys with the paths of existing files made absolute, so that they hold from any folder."""
     found = dict(keys)
-    for key in ("data", "data_path"):
-        if key in found and found[key] not in SOURCES and Path(found[key]).exists():
-            found[key] = str(Path(found[key]).resolve())
+    if "data" in found:
+        found["data"] = located(found["data"], Path.cwd())
+    if "data_path" in found and Path(found["data_path"]).exists():
+        found["data_path"] = str(Path(found["data_path"]).resolve())
     if str(found.get("partition", "")).startswith("file:"):
         found["partition"] = f"file:{Path(found['partition'][5:]).resolve()}"
     if fleet.is_file(found.get("fleet", "")):

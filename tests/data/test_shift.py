@@ -196,7 +196,7 @@ def test_wrong_texts(text: str, words: str) -> None:
 
 def test_only_images_within_their_range_and_once() -> None:
     def ask(source: Source | str, **more: Any) -> Federation:
-        return federation(source, partition="iid", clients=2, models=["cnn-5"], shift="stain:0.5", **more)
+        return federation(source, clients=2, models=["cnn-5"], shift="stain:0.5", **({"partition": "iid"} | more))
 
     refused(lambda: ask("wine"), "--shift stain:0.5 changes images, and wine is a table: leave --shift out")
     beyond = replace(images(dtype=np.float32), pixel_max=0.5)

@@ -181,7 +181,7 @@ def federation(
     """Load data, divide it among clients and give each a model.
 
     Args:
-        data: a built-in name, a file, a folder (see `unalike data`), or a `Source` made by hand.
+        data: a built-in name, a file, a folder (see `unalike data`), several of them joined by +, or a `Source`.
         data_path, label, site_column, group_column, impute, image_size: how to read it, see docs/data.md.
         rows: draw so many rows of the data at random and leave out the others; an official test set stays whole.
         clients: number of clients (10); for `partition="site"` the data tells.
@@ -230,7 +230,7 @@ def federation(
     if isinstance(partition, str):
         drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
         part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
-        clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
+        clients = 10 if clients is None and partition != "site" and not partition.startswith("file:") else clients
         divided = draw(part, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
         partition = divided.within(drawn)
     if shift is not None and partition.shift:

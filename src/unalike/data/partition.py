@@ -31,6 +31,7 @@ SCHEMES = {
     "pathological:CLASSES": "each client has exactly CLASSES classes; equal shares of each class",
     "quantity:ALPHA": "rows dealt at random, clients' sizes by Dirichlet(ALPHA)",
     "site": "one client for each site of the source",
+    "site:SCHEME": "clients take the sites in turn; each site's rows divided among its own by SCHEME, such as iid",
     "file:PATH": "a partition made elsewhere: an .npz with one array of row numbers for each client, or a saved one",
 }
 RANDOM_SIZES = ("dirichlet", "quantity")
@@ -62,7 +63,7 @@ def draw(
     if min_per_client < 0:
         raise InputError(f"--min-per-client {min_per_client} is negative: give 0 or more")
     kind, _, argument = scheme.partition(":")
-    owner = None
+    owner = place = None
     if kind == "file" and argument:
         found = _from_file(Path(argument).expanduser(), len(source.y))
         _agree(clients, len(found), scheme)
@@ -73,10 +74,17 @@ def draw(
     elif scheme == "site":
         owner, names = _by_site(source)
         _agree(clients, len(names), scheme)
+    elif kind == "site":
+        _require_inner(scheme, argument)
+        place, sites = _by_site(source)
+        names = _clients_of(sites, clients or 0, scheme)
     else:
         names = tuple(map(str, range(clients or 0)))
-    part = None if _alike(source, scheme) else apart(source, owner, ratio, (key / "groups").numpy())
-    if owner is None:
+    whose = place if owner is None else owner
+    part = None if _alike(source, scheme) else apart(source, whose, ratio, (key / "groups").numpy())
+    if place is not None:
+        owner = _within_sites(source, argument, place, len(names), min_per_client, key, part)
+    elif owner is None:
         owner = _by_chance(source, scheme, clients or 0, min_per_client, key, part)
     own = _free(source)
     own = own[owner[own] >= 0]
@@ -87,7 +95,8 @@ def draw(
         part[own] = _stratified(owner[own], source.y[own], ratio if source.test is None else ratio[:2], len(names), rng)
     train, validation, test = (_gather(own[part[own] == p], owner, len(names)) for p in range(3))
     if source.test is not None:
-        test = _official(np.flatnonzero(source.test), source, owner, train, rng)
+        cell = source.y if place is None else place * len(source.classes) + source.y
+        test = _official(np.flatnonzero(source.test), cell, owner, train, rng)
     return _complete(Partition(train, validation, test, scheme, names))
 
 
@@ -216,6 +225,40 @@ def _by_site(source: Source) -> tuple[Ints, tuple[str, ...]]:
     return np.argsort(order)[place], tuple(names[i] for i in order)
 
 
+def _require_inner(scheme: str, inner: str) -> None:
+    if inner.partition(":")[0] not in ("iid", "dirichlet", "pathological", "quantity"):
+        raise InputError(
+            f"--partition {scheme} is wrong: the form is site, or site:SCHEME with a scheme that draws, such as "
+            "site:iid or site:dirichlet:0.5"
+        )
+
+
+def _clients_of(sites: Sequence[str], clients: int, scheme: str) -> tuple[str, ...]:
+    """The names of clients that take the sites in turn: berlin-1, rome-1, berlin-2; berlin where it is its only one."""
+    if clients < len(sites):
+        raise InputError(f"--partition {scheme} needs --clients {len(sites)} or more, one for each site; not {clients}")
+    several = [len(range(k, clients, len(sites))) > 1 for k in range(len(sites))]
+    turns = [divmod(k, len(sites)) for k in range(clients)]
+    return tuple(f"{sites[s]}-{turn + 1}" if several[s] else sites[s] for turn, s in turns)
+
+
+def _within_sites(
+    source: Source, inner: str, place: Ints, clients: int, least: int, key: Key, part: Ints | None
+) -> Ints:
+    """The owner of each row: those of site s are divided by the scheme `inner` among clients s, s + S, s + 2S, ..."""
+    owner, sites = np.full(len(source.y), -1), int(place.max()) + 1
+    for s in range(sites):
+        mine, numbers = np.flatnonzero(place == s), np.arange(s, clients, sites)
+        decided = None if part is None else part[mine]
+        try:
+            own = _by_chance(source.take(mine), inner, len(numbers), least, key / "site" / s, decided)
+        except InputError as error:
+            assert source.sites is not None
+            raise InputError(f"site {source.sites[mine[0]]}: {error}") from error
+        owner[mine] = np.where(own < 0, -1, numbers[own])
+    return owner
+
+
 def _from_file(path: Path, n: int) -> Partition | list[Ints]:
     """A saved partition, or the rows of each client; no row twice."""
     if path.is_dir():
@@ -256,15 +299,17 @@ def _require_rows(sizes: Ints, names: Sequence[str], scheme: str, least: int) ->
 
 
 def _official(
-    official: Ints, source: Source, owner: Ints, train: tuple[Ints, ...], rng: np.random.Generator
+    official: Ints, cell: Ints, owner: Ints, train: tuple[Ints, ...], rng: np.random.Generator
 ) -> tuple[Ints, ...]:
-    """Each client's rows of the `official` test rows; in proportion to its training rows, where they have no owner."""
+    """Each client's share of the `official` test rows, where they have no owner yet: in each cell (the class, at a site
+    where clients have one) in proportion to its training rows."""
     if (owner[official] < 0).all():
-        have = np.stack([np.bincount(source.y[r], minlength=len(source.classes)) for r in train], axis=1)
-        counts = _apportion(np.bincount(source.y[official], minlength=len(source.classes)), have, rng)
+        cells = int(cell.max()) + 1
+        have = np.stack([np.bincount(cell[r], minlength=cells) for r in train], axis=1)
+        counts = _apportion(np.bincount(cell[official], minlength=cells), have, rng)
         _lend(counts, have)
         owner = owner.copy()
-        owner[official] = _deal(source.y[official], counts, rng)
+        owner[official] = _deal(cell[official], counts, rng)
     return _gather(official[owner[official] >= 0], owner, len(train))
 
 
