@@ -282,3 +282,12 @@ def test_a_federation_made_in_python_is_repeated_from_its_folder(tmp_path: Path)
     again = runs.prepare(config.from_toml(tmp_path / "a" / "experiment.toml"))
     assert again.federation.source.fingerprint == given_federation.source.fingerprint
     assert load("digits").fingerprint != given_federation.source.fingerprint
+
+
+def test_processes_see_the_same_images_as_one_process(tmp_path: Path) -> None:
+    keys = {"rounds": 1, "data": "digits", "rows": 200, "clients": 2, "partition": "iid", "shift": "stain:1,noise:0.3"}
+    ends = []
+    for engine in ("serial", "processes"):
+        experiment = config.resolve({"method": "fedavg", "models": "cnn-5", "engine": engine, "workers": 1, **keys})
+        ends.append(api.run(experiment, out=tmp_path / engine).summary["state_sha256"])
+    assert ends[0] == ends[1]
