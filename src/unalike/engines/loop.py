@@ -163,7 +163,8 @@ class _Loop:
             raise InputError("forgetting = true is measured on one machine only: what it counts stays at the sites")
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
-        self._say({"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed})
+        begun = {"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed}
+        self._say(begun | plan.federation.simulated)
         while not algorithm.done(server, self.index.round):
             server = self._round(server, self.index.round + 1)
         self._say({"event": "end", "round": self.index.round, "selected_round": self.index.best_round})
