@@ -17,6 +17,8 @@ from .algorithms import find
 from .data.fleet import is_file
 from .data.sources import located as located_data
 from .errors import InputError
+from .impressions import settings as impressions
+from .impressions.wrapper import require_support
 from .plugins import absolute
 from .protocol import Algorithm
 
@@ -150,9 +152,20 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
             raise unknown_key(key, [*known, *GENERAL], f"{method} has {', '.join(known)}", where)
     try:
         parameters = _parameters_model(kind)(**own).model_dump()
+        parameters["impressions"] = _impressions(kind, method, parameters["impressions"])
         return Experiment(**{**general, "method": absolute(method)}, parameters=parameters)
     except ValidationError as error:
         raise InputError(f"{where}{first_line(error)}") from None
+
+
+def _impressions(kind: type[Algorithm[Any, Any, Any]], method: str, text: str) -> str:
+    """The settings of impressions as they are written down: those that are given, as the values that they stand for."""
+    if not text:
+        return ""
+    require_support(kind, method)
+    start, given = impressions.options(text)
+    found = _parameters_model(impressions.Impressions)(**given).model_dump()
+    return impressions.written(start, {name: found[name] for name in given})
 
 
 def unknown_key(key: str, known: Iterable[str], otherwise: str, where: str = "") -> InputError:

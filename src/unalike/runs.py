@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import config, models
-from .algorithms import find
+from .algorithms import build, find, parameters_of
 from .config import Experiment
 from .data import fleet
 from .data.federation import Federation, federation, with_shared
@@ -54,7 +54,7 @@ class Prepared:
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's own parameters as it has them."""
-        return {name: getattr(self.algorithm, name) for name in config.parameters_of(type(self.algorithm))}
+        return parameters_of(self.algorithm, self.experiment.parameters)
 
     @property
     def simulated(self) -> dict[str, str]:
@@ -93,16 +93,15 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     """
     check_device(experiment.device)
     found = given or load_federation(experiment)
-    kind = find(experiment.method)
     require_alike([experiment], found)
     own = {info.tier: found.models[info.tier] for info in found.clients}
     found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
-    asked = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
+    parameters = {**experiment.parameters, "shared_model": shared}
+    asked = build(experiment.method, parameters, models=found.models, task=found.task)
     algorithm = asked.settle(found.clients)
     algorithm.require(found.clients)
     require_measurable(experiment, found)
-    own_names = config.parameters_of(kind)
-    settled = {n: v for n in own_names if (v := getattr(algorithm, n)) != getattr(asked, n)}
+    settled = {n: v for n, v in parameters_of(algorithm, parameters).items() if v != parameters[n]}
     cores = os.cpu_count() or 1
     if experiment.engine == "flower":
         require_extra("flower", "flwr")
@@ -326,7 +325,7 @@ def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:
     experiment = prepared.experiment
     summary = {
         "algorithm": experiment.method,
-        "paper": prepared.algorithm.paper,
+        "paper": find(experiment.method).paper,
         "data": experiment.data,
         "seed": experiment.seed,
         "clients": len(prepared.federation.clients),

@@ -189,12 +189,12 @@ class _Loop:
         chosen = algorithm.select(server, clients, round, key / "select")
         traffic, self.visits = _Traffic(), Visits()
         heads, arrivals = self._train(server, chosen, round, self._overdue(clients), traffic)
-        began = server
+        began, arrived = server, time.perf_counter()
         try:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
         except RunError as error:
             raise RunError(f"round {round}: {error}") from error
-        told = algorithm.report(server, round)
+        server_seconds, told = time.perf_counter() - arrived, algorithm.report(server, round)
         kept = {info.id: (h["version"], h["sha256"]) for info, h in zip(chosen, heads, strict=True) if h["version"]}
         self.index = replace(self.index, round=round, versions={**self.index.versions, **kept})
         event: dict[str, Any] = {
@@ -209,6 +209,7 @@ class _Loop:
             "wire_bytes_down": traffic.wire_down,
             "flops": total(head["flops"] for head in heads),
             "client_seconds": total(head.get("seconds") for head in heads),
+            "server_seconds": server_seconds,
         }
         last = algorithm.done(server, round)
         if last or (self.remote is None and self._is_due(round)):
