@@ -268,7 +268,7 @@ class Mixture(Mapping[str, Tensor]):
         return len(self.rows)
 
     def mixed(self, batches: Iterable[Batch], size: int, key: Key) -> Iterator[Batch]:
-        """The batches, of `size` rows when whole, with rows beside: permutations of all of them, one after the other."""
+        """The batches, of `size` rows when whole, with rows beside: permutations of all, one after the other."""
         order, cycles, m = torch.zeros(0, dtype=torch.long), itertools.count(), len(self.beside["x"])
         ratio = m / size if self.ratio is None else self.ratio
         for batch in batches:

@@ -19,8 +19,8 @@ Deviations
   in one mean, as the authors' code does (and proportionally fewer beside a smaller last one).
 - Models are averaged by samples; `averaging = "uniform"` is the authors'. BatchNorm statistics go with them.
 - The step size of the images is searched for where none is given.
-- Impressions travel as bytes. Clients refuse those that come too near to their own images, for that round, and the
-  server's next ones are smoother. Neither is in the paper.
+- Impressions travel as bytes. A client leaves out those that come too near to its own images and says so with one bit;
+  the server's next ones are then made smoother (a total variation in L). Neither is in the paper.
 """
 
 from __future__ import annotations

@@ -138,11 +138,12 @@ def received(settings: Impressions, spec: Spec, job: Job[Any, Any], branch: str)
         return rows, said
     found = job.down["impressions"]
     images = decode(found["images"] if "images" in found else _again(settings, spec, job.down[branch], found))
-    images = images.to(rows["x"].device)
-    refused = settings.gate and _is_refused(images, job)
+    images, labels = images.to(rows["x"].device), found["labels"]
     if settings.gate:
-        said["refused"] = torch.tensor(refused, dtype=torch.uint8)
-    return (rows if refused else beside(settings, rows, images, found["labels"])), said
+        refused = _near_copies(images, job)
+        said["refused"] = refused.any().to(torch.uint8).cpu()
+        images, labels = images[~refused], labels[~refused]
+    return (beside(settings, rows, images, labels) if len(labels) else rows), said
 
 
 def beside(settings: Impressions, rows: Batch, images: Tensor, labels: Tensor) -> Mixture:
@@ -169,6 +170,6 @@ def _again(settings: Impressions, spec: Spec, model: Tree, recipe: Mapping[str, 
     return _LAST[known]
 
 
-def _is_refused(images: Tensor, job: Job[Any, Any]) -> bool:
-    """Whether the client's gate finds images too near to its training rows, measured by its held-out ones."""
-    return False
+def _near_copies(images: Tensor, job: Job[Any, Any]) -> Tensor:
+    """Which of the images come too near to the client's training rows, measured by its held-out ones: (M,) bool."""
+    return torch.zeros(len(images), dtype=torch.bool, device=images.device)

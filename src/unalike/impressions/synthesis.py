@@ -90,7 +90,8 @@ def search(spec: Spec, weights: Tree, labels: Tensor, settings: Impressions, sta
 
 def _admm(spec: Spec, weights: Tree, labels: Tensor, settings: Impressions, start: Tensor, lr: float) -> Synthesis:
     frozen = {part: {name: leaf.detach() for name, leaf in leaves.items()} for part, leaves in weights.items()}
-    images, multiplier = start.clone(), torch.zeros_like(frozen["header"]["weight"])
+    images = start.clone(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    multiplier = torch.zeros_like(frozen["header"]["weight"])
     before, _ = _fit(spec, frozen, images, labels, settings.gamma)
     after = before
     for _ in range(settings.admm):
@@ -98,7 +99,7 @@ def _admm(spec: Spec, weights: Tree, labels: Tensor, settings: Impressions, star
             _descend(spec, frozen, x, y, multiplier, settings, lr)
         after, gradient = _fit(spec, frozen, images, labels, settings.gamma)
         multiplier = multiplier + settings.rho * gradient
-    return Synthesis(images, lr, before, after)
+    return Synthesis(images.contiguous(), lr, before, after)
 
 
 def _descend(
