@@ -18,6 +18,7 @@ Deviations
 - Impressions are drawn, as many as a batch has rows; `concat` puts all of them beside each batch of `batch_size` rows
   in one mean, as the authors' code does (and proportionally fewer beside a smaller last one).
 - Models are averaged by samples; `averaging = "uniform"` is the authors'. BatchNorm statistics go with them.
+- Where clients have different architectures, all train `shared_model`, the smallest of theirs unless told otherwise.
 - The step size of the images is searched for where none is given.
 - Impressions travel as bytes. A client leaves out those that come too near to its own images and says so with one bit;
   the server's next ones are then made smoother (a total variation in L). Neither is in the paper.
@@ -73,7 +74,6 @@ class FedImpres(LocalTraining, Impressions, Algorithm[Server, Private, Wire]):
 
     paper: ClassVar[str] = "Federated Impression for Learning with Distributed Heterogeneous Data, arXiv:2409.07351"
     needs: ClassVar[str] = "images, and one architecture that every client can train"
-    equal_architectures: ClassVar[bool] = True
     global_model: ClassVar[str] = "model"
 
     averaging: Literal["samples", "uniform"] = "samples"
