@@ -137,7 +137,7 @@ def test_near_copies_are_left_out_and_one_bit_says_so(
 
 
 def test_each_round_with_refusals_makes_the_next_images_smoother(small: Federation, trained: dict[str, Any]) -> None:
-    """0, then 0.01, 0.02, and so it stays; the total variation of the images falls with it."""
+    """0, then 0.01, 0.02, and so it stays, and 0.08 at most; the total variation of the images falls with it."""
     settings = replace(LITTLE, image_steps=10)
     yes, no = ({"refused": torch.tensor(bit, dtype=torch.uint8)} for bit in (1, 0))
     servers = [renewed(small, trained, settings)]
@@ -145,6 +145,10 @@ def test_each_round_with_refusals_makes_the_next_images_smoother(small: Federati
         servers.append(renewed(small, trained, settings, servers[-1], ups))
     assert [float(s["synthesis"]["strength"]) for s in servers] == [0.0, 0.01, 0.02, 0.02]
     assert [exchange.report(s)["refused"] for s in servers] == [0.0, 1.0, 1.0, 0.0]
+    assert (
+        float(renewed(small, trained, settings, _with_strength(servers[-1], 0.07), [yes])["synthesis"]["strength"])
+        == 0.08
+    )
     variations = [float(synthesis.total_variation(decode(s["impressions"]["images"]))) for s in servers]
     assert variations[2] < variations[1] < variations[0]
 
@@ -234,3 +238,7 @@ def deep(input: tuple[int, ...], classes: int) -> torch.nn.Module:
 @pytest.mark.parametrize(("warm_up", "rounds", "first"), [(0, 100, 20), (0, 12, 2), (0, 3, 1), (0, 1, 1), (5, 8, 5)])
 def test_the_warm_up_is_a_fifth_of_the_rounds_unless_it_is_given(warm_up: int, rounds: int, first: int) -> None:
     assert Impressions(warm_up=warm_up).first(rounds) == first
+
+
+def _with_strength(server: dict[str, Any], strength: float) -> dict[str, Any]:
+    return {**server, "synthesis": {**server["synthesis"], "strength": torch.tensor(strength, dtype=torch.float64)}}

@@ -27,8 +27,11 @@ from .transport import decode, encode
 
 SERVER, UP = ("impressions", "synthesis"), ("refused", "counts")
 """Branches of the server's state, and of what clients send, that are no method's own."""
-STRENGTH = 0.01
-"""Weight of the total variation after the first refusal; each further round with refusals doubles it."""
+STRENGTH, STRONGEST = 0.01, 0.08
+"""Weight of the total variation after the first refusal, and the most that it grows to: refusals also come by chance.
+
+Each further round with refusals doubles it.
+"""
 
 
 def require(settings: Impressions, spec: Spec, method: str) -> None:
@@ -66,7 +69,7 @@ def renewed(
         return {"synthesis": counts} if counts else {}
     strength = float(before.get("strength", 0.0))
     if refused:
-        strength = max(STRENGTH, 2 * strength)
+        strength = min(max(STRENGTH, 2 * strength), STRONGEST)
     labels = label_of_each(settings.images, spec.classes, counts.get("counts"))
     lr = float(before.get("lr", 0.0))
     made = _made(settings, spec, model, labels, key, lr, strength)
