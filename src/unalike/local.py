@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tree
-from .protocol import Batch, Count, NonNegative, Positive, Share, round_half_up
-from .rng import Key
+from .protocol import Batch, Count, NonNegative, Positive, Share
+from .rng import Key, round_half_up
 from .tasks import Task
 from .tree import Flat, Tree
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..plugins import parse_call
-from ..protocol import Count, NonNegative, Positive, Whole, round_half_up
+from ..protocol import Count, NonNegative, Positive, Whole
+from ..rng import round_half_up
 
 PUBLIC = "public:"
 """How a start begins that is a set of public images."""
