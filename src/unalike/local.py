@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -104,6 +104,8 @@ class LocalTraining:
         """The rows, with their weights in the loss where there is a `class_balance`."""
         if not self.class_balance:
             return data
+        if isinstance(data, Mixture):
+            return replace(data, rows=self.weighed(data.rows))
         return {**data, "weight": data.get("weight", 1.0) * balanced_weights(data["y"], self.class_balance)}
 
 

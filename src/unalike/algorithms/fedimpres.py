@@ -107,6 +107,9 @@ class FedImpres(LocalTraining, Impressions, Algorithm[Server, Private, Wire]):
     def report(self, server: Server, round: int) -> Mapping[str, float]:
         return exchange.report(server)
 
+    def keepsakes(self, server: Server, round: int) -> Mapping[str, Tensor]:
+        return exchange.keepsakes(server)
+
     def prepare(self, info: ClientInfo, down: Wire, state: Private, data: Batch, key: Key) -> Ready:
         return {"info": info, "down": {"model": down["model"]}, "state": state}
 

@@ -128,6 +128,11 @@ def report(server: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(number) for name, number in server.get("synthesis", {}).get("told", {}).items()}
 
 
+def keepsakes(server: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The images for a report, once there are some."""
+    return dict(server.get("impressions", {}))
+
+
 def received(settings: Impressions, spec: Spec, job: Job[Any, Any], branch: str) -> tuple[Batch, dict[str, Tensor]]:
     """What a client trains on, its rows with impressions beside them, and what it says to the server beside its own.
 

@@ -91,6 +91,9 @@ class WithImpressions(Algorithm[Any, Any, Any]):
     def report(self, server: Any, round: int) -> Mapping[str, float]:
         return {**self.inner.report(server, round), **exchange.report(server)}
 
+    def keepsakes(self, server: Any, round: int) -> Mapping[str, Tensor]:
+        return {**self.inner.keepsakes(server, round), **exchange.keepsakes(server)}
+
     def prepare(self, info: ClientInfo, down: Any, state: Any, data: Batch, key: Key) -> Ready:
         return self.inner.prepare(info, _own(down, exchange.SERVER), state, data, key)
 
