@@ -23,9 +23,11 @@ ALARMS = 0.03
 """Share of held-out images that may be taken for copies."""
 FREQUENCIES = 8
 """Lowest frequencies of the cosine transform along each side that are compared."""
-NEIGHBOURS = 8
+NEIGHBOURS = 4
 """Training images among which the next one is looked for, past those that are the nearest one over again."""
-CALIBRATORS = 256
+SAME = 0.002
+"""Distance at which two images are certainly the same one over again; rows of that kind are not calibrated on."""
+CALIBRATORS = 200
 """No more rows than this are calibrated on, evenly spaced."""
 ENOUGH = 100
 """With fewer held-out rows than this, training rows, each against the others, are calibrated on as well."""
@@ -105,9 +107,11 @@ def calibrate(train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> Gate:
         own = torch.linspace(0, len(train) - 1, min(ENOUGH - len(few), len(train)), device=train.device).long()
         left = neighbours(train[own], train, without=own)
         found = Near(torch.cat([found.indices, left.indices]), torch.cat([found.distances, left.distances]))
-    same = _low(found.nearest, alarms)
+    new = found.nearest > SAME
+    found = Near(found.indices[new], found.distances[new])
+    same = max(SAME, lowest(found.nearest, alarms))
     margins = _margins(found, train, same)
-    threshold = _low(margins, alarms)
+    threshold = lowest(margins, alarms) if len(margins) else STRICT
     return Gate(train, same, threshold if (len(margins) + 1) * alarms >= 1 else min(threshold, STRICT))
 
 
@@ -189,7 +193,7 @@ def _down(rows: Tensor, images: Tensor, shift: int, y: int, flat: float) -> Tens
     features = waves.flatten(1)
     pixels = images.shape[1] * height * (images.shape[-1] - 2 * shift)
     length = features.norm(dim=1, keepdim=True)
-    return torch.where(length > flat * math.sqrt(pixels), features / length.clamp_min(1e-12), 0.0)
+    return features * torch.where(length > flat * math.sqrt(pixels), 1 / length.clamp_min(1e-12), 0.0)
 
 
 def _cosines(size: int, like: Tensor) -> Tensor:
@@ -204,7 +208,7 @@ def _flat(train: Tensor) -> float:
     return FLAT * float(train.max() - train.min()) if train.numel() else 0.0
 
 
-def _low(values: Tensor, share: float) -> float:
+def lowest(values: Tensor, share: float) -> float:
     """The k-th smallest, k = share · (n + 1) rounded down, at least the smallest; 0 where there is none."""
     k = max(1, int(share * (len(values) + 1)))
     return float(values.kthvalue(k).values) if len(values) else 0.0
