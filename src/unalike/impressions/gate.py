@@ -63,13 +63,13 @@ class Gate:
     threshold: float
     """Margin below which an image is a near-copy."""
 
-    def margins(self, images: Tensor) -> Tensor:
+    def margins(self, near: Near) -> Tensor:
         """d₁/d₂ of M images (M,), in 0..1: small for a copy."""
-        return _margins(neighbours(images, self.train), self.train, self.same)
+        return _margins(near, self.train, self.same)
 
     def near_copies(self, images: Tensor) -> Tensor:
         """Which of M images are near-copies of a training image, bool (M,)."""
-        return self.margins(images) < self.threshold
+        return self.margins(neighbours(images, self.train)) < self.threshold
 
 
 def near_copies(received: Tensor, train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> Tensor:
@@ -101,7 +101,7 @@ def calibrate(train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> Gate:
     With m < `ENOUGH` training rows are calibrated on too, each against all others. With fewer than 1/alarms rows in
     all the smallest margin among them is the threshold, and at most `STRICT`.
     """
-    few = _spread(held_out, CALIBRATORS)
+    few = spread(held_out, CALIBRATORS)
     found = neighbours(few, train)
     if len(few) < ENOUGH:
         own = torch.linspace(0, len(train) - 1, min(ENOUGH - len(few), len(train)), device=train.device).long()
@@ -214,7 +214,8 @@ def lowest(values: Tensor, share: float) -> float:
     return float(values.kthvalue(k).values) if len(values) else 0.0
 
 
-def _spread(images: Tensor, most: int) -> Tensor:
+def spread(images: Tensor, most: int) -> Tensor:
+    """At most so many of the images, evenly spaced."""
     if len(images) <= most:
         return images
     return images[torch.linspace(0, len(images) - 1, most, device=images.device).long()]

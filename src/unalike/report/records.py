@@ -176,6 +176,41 @@ class Manifest(Record):
     commit: str | None = None
 
 
+class Quantiles(Record):
+    """Of the distances of images to training images, and of their margins: the lowest, then by percent."""
+
+    lowest: float = 0
+    p1: float = 0
+    p5: float = 0
+    p50: float = 0
+
+
+class Likeness(Record):
+    distances: Quantiles = Quantiles()
+    margins: Quantiles = Quantiles()
+
+
+class Audited(Record):
+    round: int
+    images: int
+    copies: int
+
+
+class Audit(Record):
+    """audit.json: impressions against all clients' images."""
+
+    verdict: str
+    images: int = 0
+    copies: int = 0
+    train: int = 0
+    held_out: int = 0
+    threshold: float = 0
+    rounds: list[Audited] = []
+    impressions: Likeness = Likeness()
+    others: Likeness = Likeness()
+    """Of held-out images."""
+
+
 class Difference(Record):
     """A method's mean minus that of the reference `to`, paired by seed; ci95 is a half-width."""
 
@@ -273,6 +308,7 @@ class Run:
     rounds: list[Event]
     experiment: dict[str, Any]
     manifest: Manifest
+    audit: Audit | None = None
 
     @property
     def algorithm(self) -> str:

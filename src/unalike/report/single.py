@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import course, pictures, story, work
+from . import course, likeness, pictures, story, work
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
@@ -29,6 +29,7 @@ def page(run: Run, other: Run | None) -> str:
         _clients(run, other),
         partition(run),
         alpha(run),
+        likeness.audited(run),
         _cost(run),
         _client_table(run, other),
         _provenance(run),
