@@ -12,7 +12,8 @@ lie on both sides. 160 of its training images are planted, changed as `KINDS` sa
     margin       that distance in relation to the one to the next training image: what the gate uses
 
 `flat` are constant images and `random` uniform noise, which must pass. `twice` plants brightened copies where the
-client holds every image two times. Noise is 0.05 of the pixels' range.
+client holds every image two times. Noise is 0.05 of the pixels' range. `seconds` are processor time of one call of the
+gate for 160 images, calibration included, on one thread.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ def measured(data: str, n: int, seed: int) -> list[dict[str, Any]]:
     planted = {name: plant(chosen, g) for name, plant in KINDS.items() if name != "shift 2" or gate.reach(train) >= 2}
     planted["random"] = torch.rand(chosen.shape, generator=g)
     planted["flat"] = torch.linspace(0, 1, 11)[:, None, None, None].expand(11, *train.shape[1:])
-    started = time.perf_counter()
+    started = time.process_time()
     gate.near_copies(chosen, train, held_out)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     twice = gate.near_copies(brightened(chosen, g), torch.cat([train, train]), held_out)
     return [
         {
