@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unalike import tree
-from unalike.averaging import average, average_held, gather
+from unalike.averaging import average, average_held, gather, summed
 from unalike.errors import RunError
 from unalike.protocol import Arrival, ClientInfo
 from unalike.rng import Key
@@ -31,6 +31,12 @@ def test_the_client_that_differs_is_named() -> None:
 def test_weights_without_a_sum_are_refused() -> None:
     with pytest.raises(RunError, match="clients 4, 7 sent no positive weight"):
         average([arrival(4, 0.0, 2.0), arrival(7, 0.0, 6.0)], "theta")
+
+
+def test_a_sum_counts_all_alike_and_names_the_client_that_differs() -> None:
+    assert summed([arrival(4, 1.0, 2.0), arrival(7, 3.0, 6.0)], "theta")["w"].tolist() == [8.0]
+    with pytest.raises(RunError, match=r"client 7 sent w \(2,\) float32; the others have \(1,\) float32"):
+        summed([arrival(4, 1.0, 2.0), arrival(7, 1.0, 1.0, 1.0)], "theta")
 
 
 def labelled(client: int, **named: list[float]) -> Arrival[dict[str, dict[str, torch.Tensor]]]:

@@ -28,6 +28,14 @@ def test_the_pages_file_makes_four_settings(tmp_path: Path) -> None:
     assert names == [f"{n} clients, dirichlet:{alpha}" for n in ("ten", "twenty") for alpha in (0.1, 0.5)]
 
 
+def test_the_pages_two_fedavgs_differ_in_their_loss(tmp_path: Path) -> None:
+    (tmp_path / "file.toml").write_text(blocks("docs/comparing.md", "toml")[1])
+    asked = comparison.from_toml(tmp_path / "file.toml", {"data": "digits"})
+    assert [asked.keys(name) for name in asked.methods] == [
+        {"method": "fedavg", "data": "digits", **own} for own in ({}, {"class_balance": 0.99})
+    ]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_experiment_files_are_read_and_hold_the_papers_seven(path: Path) -> None:
     asked = comparison.from_toml(path, {})

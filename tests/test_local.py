@@ -14,11 +14,13 @@ from unalike.local import (
     SGD,
     LocalTraining,
     Step,
+    balanced_weights,
     batches,
     means_by_label,
     rows_by_label,
     sgd,
     squared_distance,
+    squared_gradients,
     train,
     trainable,
 )
@@ -244,3 +246,41 @@ def test_the_squared_distance_of_weights_leaves_out_buffers() -> None:
     counters = {"n": torch.tensor(3)}
     assert squared_distance({**a, **counters}, {**b, **counters}).item() == 9.0
     assert list(trainable({**a, **counters})) == ["b", "x/w"]
+
+
+def test_class_balanced_weights_by_hand() -> None:
+    """3 rows of label 0 and 1 of label 2: E = (1 − 0.5³) / 0.5 = 1.75 and 1; 1 / E = 4/7, 4/7, 4/7, 1 of mean 19/28."""
+    y = torch.tensor([0, 2, 0, 0])
+    expected = torch.tensor([4 / 7, 1.0, 4 / 7, 4 / 7]) / (19 / 28)
+    assert torch.allclose(balanced_weights(y, 0.5), expected)
+    assert torch.allclose(balanced_weights(y, 1.0), torch.tensor([2 / 3, 2.0, 2 / 3, 2 / 3]))  # 1 / (classes · share)
+    assert torch.allclose(balanced_weights(y, 1 - 1e-9), balanced_weights(y, 1.0))
+    assert torch.allclose(balanced_weights(y, 1e-9), torch.ones(4))
+
+
+def test_visits_weigh_rows_where_a_class_balance_is_asked_for() -> None:
+    data = {"x": torch.arange(6.0), "y": torch.tensor([0, 0, 0, 0, 1, 1])}
+    training = LocalTraining(local_epochs=1, batch_size=4, class_balance=1.0)
+    [*found] = training.visits(data, Key.root(0))
+    assert len(found) == 2
+    for batch in found:
+        assert torch.allclose(batch["weight"], torch.tensor([0.75, 1.5])[batch["y"]])
+    weighed = training.weighed({**data, "weight": torch.full((6,), 0.5)})
+    assert torch.allclose(weighed["weight"], torch.tensor([0.375, 0.75])[data["y"]])
+    plain = LocalTraining(local_epochs=1, batch_size=4)
+    assert plain.weighed(data) is data
+    assert all(batch.keys() == data.keys() for batch in plain.visits(data, Key.root(0)))
+
+
+def test_squared_gradients_by_hand() -> None:
+    """The gradient of w x is x: (1 + 9) / 2 = 5; by weights 3 and 1 it is (3 · 1 + 1 · 9) / 4 = 3; 0 where w is not."""
+
+    def loss(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+        return (params["w"] * batch["x"]).mean()
+
+    params = {"w": torch.tensor([7.0]), "unused": torch.ones(2), "~steps": torch.tensor(3.0)}
+    data = {"x": torch.tensor([1.0, 3.0])}
+    assert tree.equal(squared_gradients(loss, params, data), {"unused": torch.zeros(2), "w": torch.tensor([5.0])})
+    weighted = squared_gradients(loss, params, {**data, "weight": torch.tensor([3.0, 1.0])})
+    assert weighted["w"].item() == 3.0
+    assert not params["w"].requires_grad

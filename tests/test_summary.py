@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from unalike.summary import difference, half_width, over_clients, over_seeds, share_ahead, until
+from unalike.summary import (
+    difference,
+    forgetting,
+    half_width,
+    over_clients,
+    over_seeds,
+    pooled_at,
+    share_ahead,
+    until,
+)
 
 T1, T2 = 12.706205, 4.302653
 """97.5 % quantiles of Student's distribution with one and two degrees of freedom."""
@@ -110,9 +119,63 @@ def test_a_line_over_seeds() -> None:
     assert over_seeds("m", [summary(0.4), summary(0.6, flops=None)])["flops"] is None
 
 
+def test_budgets_over_seeds() -> None:
+    """Shares of clients are averaged, visits are added, of the shares of a budget the largest counts."""
+    counted = {"visits": 10, "evaluations": 4, "over": 1, "largest_bytes": 9}
+    lines = [
+        {**summary(0.4), "clients": 4, "memory": {**counted, "largest_share": share, "took_part": took_part}}
+        for share, took_part in ((0.5, 2), (0.75, 4))
+    ]
+    assert over_seeds("m", lines)["budgets"] == {"took_part": 0.75, "visits": 20, "over": 2, "largest_share": 0.75}
+    assert "budgets" not in over_seeds("m", [summary(0.4)])
+
+
 def test_a_line_of_a_method_that_failed() -> None:
     """With the seeds that are there; without any, every figure is empty."""
     part = over_seeds("m", [summary(0.4)], "client 1: out of memory")
     assert (part["status"], part["reason"], part["mean"]) == ("failed", "client 1: out of memory", pytest.approx(0.4))
     none = over_seeds("m", [], "no")
     assert (none["status"], none["reason"], none["mean"], none["flops"]) == ("failed", "no", None, None)
+
+
+def measured(round: int, **test: float) -> dict[str, Any]:
+    told = {client.removeprefix("c"): value for client, value in test.items()}
+    return {"round": round, **({"forgetting": {"test": told, "validation": dict.fromkeys(told, 0.5)}} if told else {})}
+
+
+def test_forgetting_is_of_the_second_half_and_rounds_count_equally() -> None:
+    """Of six rounds 4, 5 and 6 count, of which 5 was not measured: 4 is (0.2 + 0.4) / 2 = 0.3 and 6 is 0.1, so 0.2.
+
+    Over pairs of client and round it would be 0.7 / 3; with rounds 1 and 3 it would be less.
+    """
+    rounds = [measured(1, c0=-0.9), measured(2), measured(3, c1=-0.1), measured(4, c0=0.2, c1=0.4), measured(5)]
+    found = forgetting([*rounds, measured(6, c1=0.1)])["forgetting"]
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["validation"] == 0.5
+    assert found["rounds"] == [4, 6]
+    assert found["per_client"] == {"0": pytest.approx(0.2), "1": pytest.approx(0.25)}
+    assert found["by_round"] == {"1": -0.9, "3": -0.1, "4": pytest.approx(0.3), "6": 0.1}
+    assert forgetting([measured(1), measured(2)]) == {}
+    assert forgetting(rounds[:1])["forgetting"]["mean"] == -0.9
+
+
+def test_recalls_are_told_by_class_and_a_class_without_rows_has_none() -> None:
+    told = {"accuracy": 0.6, "balanced_accuracy": 0.5, "recall": [1.0, None, 0.0]}
+    found = pooled_at({"metrics": {"pooled": {"test": told}}}, "test")
+    assert found == {"pooled": {"accuracy": 0.6, "balanced_accuracy": 0.5, "recall": {"0": 1.0, "2": 0.0}}}
+    assert pooled_at({"metrics": {}}, "test") == {}
+
+
+def test_the_lowest_recall_is_each_seeds_own() -> None:
+    """0.1 of class 0 and 0.3 of class 1: 0.2, where the lowest of the means over seeds is 0.4."""
+    seeds = [{"0": 0.1, "1": 0.9, "7": 1.0}, {"0": 0.7, "1": 0.3}]
+    pooled = [{"pooled": {"accuracy": 0.5, "balanced_accuracy": 0.5, "recall": recall}} for recall in seeds]
+    both = [summary(0.4) | pooled[0] | {"forgetting": {"mean": 0.1}}, summary(0.6) | pooled[1]]
+    found = over_seeds("m", both)
+    assert found["pooled"]["lowest_recall"]["mean"] == pytest.approx(0.2)
+    assert found["pooled"]["lowest_recall"]["ci95"] == pytest.approx(T1 * 0.1, rel=1e-6)
+    assert found["pooled"]["recall"] == {"0": pytest.approx(0.4), "1": pytest.approx(0.6), "7": 1.0}
+    assert "forgetting" not in found
+    both[1]["forgetting"] = {"mean": 0.3}
+    assert over_seeds("m", both)["forgetting"]["mean"] == pytest.approx(0.2)
+    assert "pooled" not in over_seeds("m", [summary(0.4), both[0]])

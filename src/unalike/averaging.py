@@ -27,6 +27,18 @@ def average(arrivals: Sequence[Arrival[Any]], branch: str) -> dict[str, Any]:
     return weighted_mean([arrival.up[branch] for arrival in arrivals], [arrival.weight for arrival in arrivals])
 
 
+def summed(arrivals: Sequence[Arrival[Any]], branch: str) -> dict[str, Any]:
+    """Σ x_k of one branch of what the clients sent, whatever their weights.
+
+    Raises:
+        RunError: names the client whose leaves differ from the first one's.
+    """
+    sent = [arrival.up[branch] for arrival in arrivals]
+    for arrival in arrivals:
+        require_same_names_and_shapes(arrival.up[branch], sent[0], f"client {arrival.info.id}")
+    return tree.map_leaves(lambda *leaves: sum(leaf.double() for leaf in leaves).to(leaves[0].dtype), *sent)
+
+
 def gather(arrivals: Sequence[Arrival[Any]], branch: str) -> dict[str, Tensor]:
     """Leaves that only some clients send: each name to what was sent under it (m, ...), in the order of the arrivals.
 

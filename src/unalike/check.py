@@ -90,6 +90,9 @@ def _check_one_round(algorithm: Algorithm[Any, Any, Any], found: Federation) -> 
         _same(copy, arrival.up, f"aggregate changed what client {arrival.info.id} had sent")
     _same(after, algorithm.aggregate(server, arrivals, 1, key / "aggregate"), "aggregate is not deterministic")
     _serialisable(after, "the server's state after a round")
+    copy = tree.clone(after)
+    _serialisable(algorithm.keepsakes(after, 1), "what a method keeps for reports")
+    _same(copy, after, "keepsakes changed the server's state it was given")
     assert algorithm.done(after, 10**6), "the run never ends: done(server, 1000000) is False"
 
 

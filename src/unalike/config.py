@@ -77,6 +77,9 @@ class Experiment(BaseModel):
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     eval_every: int = Field(1, ge=1, description="rounds between evaluations")
     eval_clients: int | None = Field(None, ge=1, description="evaluate a fixed sample of so many clients [all]")
+    forgetting: bool = Field(
+        False, description="measure what each client's training costs the global model on all others' rows"
+    )
     store_budget: int = Field(512, ge=0, description="MiB of client states kept in memory")
 
     parameters: dict[str, Any] = Field({}, description="the method's own")

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tree
-from .protocol import Algorithm, Batch, Count, NonNegative, Positive, Ready, Share
+from .protocol import Batch, Count, NonNegative, Positive, Share
 from .rng import Key
+from .tasks import Task
 from .tree import Flat, Tree
 
 Loss: TypeAlias = Callable[[Tree, Tree, Batch], Tensor]
@@ -86,6 +87,9 @@ class LocalTraining:
     """Weight decay of SGD."""
     clip: Positive = 50.0
     """Largest gradient norm."""
+    class_balance: Share = 0.0
+    """β of the class-balanced loss, by a client's own labels: 0 counts rows alike, 1 labels alike. Only the task's loss
+    is weighed, no distillation and no penalty."""
 
     def optimiser(self, lr: float | None = None) -> SGD:
         """SGD as these say, with another step size where one is given."""
@@ -93,7 +97,13 @@ class LocalTraining:
 
     def visits(self, data: Batch, key: Key, epochs: int | None = None) -> Iterator[Batch]:
         """E epochs of batches, or another number of them where one is given."""
-        return batches(data, self.batch_size, epochs or self.local_epochs, key, self.drop_last)
+        return batches(self.weighed(data), self.batch_size, epochs or self.local_epochs, key, self.drop_last)
+
+    def weighed(self, data: Batch) -> Batch:
+        """The rows, with their weights in the loss where there is a `class_balance`."""
+        if not self.class_balance:
+            return data
+        return {**data, "weight": data.get("weight", 1.0) * balanced_weights(data["y"], self.class_balance)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +184,42 @@ def squared_distance(a: Tree, b: Tree) -> Tensor:
     return torch.stack([(leaf - others[name]).square().sum() for name, leaf in trainable(a).items()]).sum()
 
 
+def balanced_weights(y: Tensor, beta: float) -> Tensor:
+    """1 / E_n of each row's label, E_n = (1 − βⁿ) / (1 − β) with n rows of that label (n at β = 1); in the mean 1.
+
+    Args:
+        y: labels (N,).
+        beta: β in (0, 1].
+
+    Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples",
+    CVPR 2019, https://arxiv.org/abs/1901.05555. There the classes' weights add up to their number and multiply the
+    rows' losses; here a batch's loss is the weighted mean, so that rows of one batch are weighed against one another.
+    """
+    n = torch.bincount(y.cpu()).double()[y.cpu()]
+    effective = n if beta == 1 else -torch.expm1(n * math.log(beta)) / (1 - beta)
+    return (1 / effective * (len(y) / (1 / effective).sum())).float().to(y.device)
+
+
+def squared_gradients(loss: Loss, params: Tree, data: Batch) -> dict[str, Any]:
+    """The mean over the rows, by "weight" where there is one, of the squared gradient of each row's own loss.
+
+    Returns:
+        A tree with a leaf for each weight of `params`, none for buffers. With the loss −log p(y | x) it is the diagonal
+        of the empirical Fisher information. One backward pass a row: a gradient of several rows cannot be squared.
+    """
+    flat = {name: leaf.detach() for name, leaf in tree.flatten(params).items()}
+    weights = {name: leaf.requires_grad_() for name, leaf in flat.items() if is_trainable(name, leaf)}
+    working, sums = tree.unflatten(flat), [torch.zeros_like(leaf) for leaf in weights.values()]
+    n = len(next(iter(data.values())))
+    shares = (data["weight"] / data["weight"].sum()).tolist() if "weight" in data else [1 / n] * n
+    columns = {name: rows for name, rows in data.items() if name != "weight"}
+    for row, share in enumerate(shares):
+        value = loss(working, {}, {name: rows[row : row + 1] for name, rows in columns.items()})
+        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+        torch._foreach_addcmul_(sums, list(gradients), list(gradients), value=share)
+    return tree.unflatten(dict(zip(weights, sums, strict=True)))
+
+
 def batches(data: Batch, size: int, epochs: int, key: Key, drop_last: bool = False) -> Iterator[Batch]:
     """Shuffled batches, a fresh permutation each epoch, the smaller last one included unless it is dropped.
 
@@ -234,14 +280,14 @@ def sgd(loss: Loss, params: Tree, optimiser: SGD, batches: Iterable[Batch], key:
 
 
 @torch.no_grad()
-def evaluate(algorithm: Algorithm[Any, Any, Any], ready: Ready, data: Batch, size: int = 512) -> dict[str, float]:
-    """The task's exact scores of `algorithm.predict` over all rows of `data`."""
+def tally(task: Task, predict: Callable[[Batch], Tensor], data: Batch, size: int = 512) -> dict[str, Tensor]:
+    """The task's tallies of what `predict` says of all rows of `data`, `size` of them at once."""
     tallies: dict[str, Tensor] = {}
     for start in range(0, len(next(iter(data.values()))), size):
         batch = {name: rows[start : start + size] for name, rows in data.items()}
-        for name, part in algorithm.task.tally(algorithm.predict(ready, batch), batch).items():
+        for name, part in task.tally(predict(batch), batch).items():
             tallies[name] = tallies[name] + part if name in tallies else part
-    return algorithm.task.scores(tallies)
+    return tallies
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from .rng import Key
+from .rng import Key, round_half_up
 from .tasks import Task
 from .tree import Batch as Batch
 
@@ -141,10 +141,7 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
         return self.models[self.shared_model]
 
     def settle(self, clients: Sequence[ClientInfo]) -> Self:
-        """Settle what depends on the fleet; the result's parameters are what experiment.toml says.
-
-        Called once where a run starts, before `require`, and again where it is resumed: what is settled stays.
-        """
+        """Settle what depends on the fleet, before `require`; experiment.toml says it, and at a resume it stays."""
         return self
 
     def require(self, clients: Sequence[ClientInfo]) -> None:
@@ -188,6 +185,10 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
         """What the server tells of the round it has just ended: numbers for the round's event and for reports."""
         return {}
 
+    def keepsakes(self, server: ServerT, round: int) -> Mapping[str, Tensor]:
+        """What a report may show of an evaluated round; written to keepsakes/ of the run folder, never read back."""
+        return {}
+
     def prepare(self, info: ClientInfo, down: WireT, state: PrivateT, data: Batch, key: Key) -> Ready:
         """Once per client and evaluation: whatever `predict` wants at hand. Of it an exported model keeps "down"."""
         return {"info": info, "down": down, "state": state}
@@ -195,8 +196,3 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     @abstractmethod
     def predict(self, ready: Ready, batch: Batch) -> Tensor:
         """Outputs for `batch` in evaluation mode, without randomness: for classification logits (B, classes)."""
-
-
-def round_half_up(value: float) -> int:
-    """2.5 becomes 3 (Python's own `round` gives 2)."""
-    return int(value + 0.5)

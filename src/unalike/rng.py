@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import torch
 
 
+def round_half_up(value: float) -> int:
+    """How many to draw: 2.5 becomes 3 (Python's own `round` gives 2)."""
+    return int(value + 0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """A node of the tree of randomness: 32 bytes that reveal neither parent nor sibling."""

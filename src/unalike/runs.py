@@ -67,6 +67,7 @@ class Prepared:
             seed=e.seed,
             eval_every=e.eval_every,
             eval_clients=e.eval_clients,
+            forgetting=e.forgetting,
             device=e.device,
             store_budget=e.store_budget * 2**20,
             check_memory=e.check_memory,
@@ -93,6 +94,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     asked = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
     algorithm = asked.settle(found.clients)
     algorithm.require(found.clients)
+    require_measurable(experiment, found)
     own_names = config.parameters_of(kind)
     settled = {n: v for n in own_names if (v := getattr(algorithm, n)) != getattr(asked, n)}
     cores = os.cpu_count() or 1
@@ -128,6 +130,24 @@ def require_alike(experiments: Sequence[Experiment], found: Federation) -> None:
         f"equal architectures, but the clients have {', '.join(who)}: give --shared-model {next(reversed(tiers))} for "
         f"all clients to train that one, or --models {next(reversed(tiers))}"
     )
+
+
+def require_measurable(experiment: Experiment, found: Federation) -> None:
+    """Raise `InputError` where forgetting is to be measured and cannot be."""
+    if not experiment.forgetting:
+        return
+    if not find(experiment.method).global_model:
+        raise InputError(
+            f"forgetting = true: {label(experiment.method)} has no global model that is whole, only clients' own, so "
+            "there is none that could forget: leave it out, or take a method such as fedavg"
+        )
+    if experiment.engine == "flower":
+        raise InputError(
+            "forgetting = true: over Flower's network it is not measured, as it takes counts that stay at the sites: "
+            "take --engine serial or processes"
+        )
+    if len(found.clients) < 2:
+        raise InputError("forgetting = true: a single client has no others whose rows could be forgotten")
 
 
 def first_and_more(ids: Sequence[int]) -> str:

@@ -42,36 +42,75 @@ def scores_at(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]], part:
     return {m: over_clients({client: scores[m] for client, scores in clients.items()}, rows) for m in metrics}
 
 
+def pooled_at(event: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """As "pooled" the scores over all clients' rows together, recall by class; nothing where they were not counted."""
+    found = event["metrics"].get("pooled", {}).get(part)
+    if not found:
+        return {}
+    recall = {str(c): value for c, value in enumerate(found.get("recall", ())) if value is not None}
+    return {"pooled": {k: v for k, v in found.items() if k != "recall"} | ({"recall": recall} if recall else {})}
+
+
+def forgetting(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As "forgetting" that of the measured rounds of a run's second half; nothing where it was not measured.
+
+    A round counts by the mean over the clients that trained in it, all rounds equally. "mean" and "per_client" are on
+    test, "validation" is the mean on validation; "by_round" has all measured rounds, also those of the first half.
+    """
+    measured = {event["round"]: event["forgetting"] for event in rounds if event.get("forgetting")}
+    late = [r for r in measured if 2 * r > len(rounds)]
+    if not late:
+        return {}
+    by_round = {part: {r: average(f[part].values()) for r, f in measured.items()} for part in ("test", "validation")}
+    clients = sorted({client for r in late for client in measured[r]["test"]}, key=int)
+    seen = {client: [measured[r]["test"][client] for r in late if client in measured[r]["test"]] for client in clients}
+    means = {part: average(found[r] for r in late) for part, found in by_round.items()}
+    return {
+        "forgetting": {
+            "mean": means["test"],
+            "validation": means["validation"],
+            "rounds": late,
+            "per_client": {client: average(found) for client, found in seen.items()},
+            "by_round": {str(r): value for r, value in by_round["test"].items()},
+        }
+    }
+
+
 def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[str, Any]:
     """Scores on test at `selected_round` and at the last round, and what the whole run cost."""
     rounds = [event for event in events if event["event"] == "round"]
-    evaluated = {event["round"]: event["evaluation"] for event in rounds if "evaluation" in event}
-    last = evaluated[max(evaluated)]
-    chosen = evaluated[selected_round]
-    train = next(event["metrics"]["train"] for event in rounds if event["round"] == selected_round)
+    evaluated = {event["round"]: event for event in rounds if "evaluation" in event}
+    last, chosen = evaluated[max(evaluated)], evaluated[selected_round]
+
+    def scored(event: Mapping[str, Any], part: str) -> dict[str, Any]:
+        return {**scores_at(event["evaluation"], part), **pooled_at(event, part)}
+
     return {
         "rounds": len(rounds),
-        **scores_at(chosen, "test"),
-        "last": scores_at(last, "test"),
-        "validation": scores_at(chosen, "validation"),
+        **scored(chosen, "test"),
+        "last": scored(last, "test"),
+        "validation": scored(chosen, "validation"),
         "selected_round": selected_round,
-        "train": train,
+        **forgetting(rounds),
+        "train": chosen["metrics"]["train"],
         "bytes": {way: sum(event[f"bytes_{way}"] for event in rounds) for way in ("up", "down")},
         "wire_bytes": {way: sum(event[f"wire_bytes_{way}"] for event in rounds) for way in ("up", "down")},
         "bytes_evaluation": sum(event.get("bytes_evaluation", 0) for event in rounds),
         "flops": total(event["flops"] for event in rounds),
         "seconds": sum(event["seconds"] for event in rounds),
         "peak_memory_bytes": max(event["peak_memory_bytes"] for event in rounds),
-        **_within_budgets([event["memory"] for event in rounds if "memory" in event]),
+        **_within_budgets([event for event in rounds if "memory" in event]),
     }
 
 
-def _within_budgets(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How often clients with budgets were counted, and what they took at most; nothing where there were none."""
-    if not found:
+def _within_budgets(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many clients took part, how often those with budgets were counted, and what they took at most."""
+    if not rounds:
         return {}
+    found, took_part = [event["memory"] for event in rounds], {c for event in rounds for c in event["clients"]}
     added = {name: sum(memory[name] for memory in found) for name in ("visits", "evaluations", "over")}
-    return {"memory": added | {n: max(memory[n] for memory in found) for n in ("largest_share", "largest_bytes")}}
+    most = {name: max(memory[name] for memory in found) for name in ("largest_share", "largest_bytes")}
+    return {"memory": {**added, **most, "took_part": len(took_part)}}
 
 
 def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str = "") -> dict[str, Any]:
@@ -94,9 +133,49 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         "flops": None if (flops := total(s["flops"] for s in summaries)) is None else flops / len(summaries),
         **{k: average(s[k] for s in summaries) for k in ("seconds", "peak_memory_bytes")},
         "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
+        **_budgets_over_seeds([s["memory"] | {"clients": s["clients"]} for s in summaries if "memory" in s]),
+        **_pooled_over(summaries),
+        **_forgetting_over(summaries),
         "status": "failed" if reason else "done",
         **({"reason": reason} if reason else {}),
     }
+
+
+def _budgets_over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of the clients that took part, mean over seeds; all counts of memory together; the largest share taken."""
+    if not found:
+        return {}
+    counts = {name: sum(memory[name] for memory in found) for name in ("visits", "over")}
+    took_part = average(memory["took_part"] / memory["clients"] for memory in found)
+    return {"budgets": {"took_part": took_part, **counts, "largest_share": max(m["largest_share"] for m in found)}}
+
+
+def _pooled_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As "pooled" the means over seeds of each score over all rows, of the lowest recall and of each class's.
+
+    Nothing unless all seeds have them.
+    """
+    found = [s["pooled"] for s in summaries if "pooled" in s]
+    if len(found) < len(summaries):
+        return {}
+    told: dict[str, Any] = {m: with_interval([f[m] for f in found]) for m in METRICS if all(m in f for f in found)}
+    recalls = [f["recall"] for f in found if f.get("recall")]
+    if len(recalls) == len(summaries):
+        told["lowest_recall"] = with_interval([min(recall.values()) for recall in recalls])
+        classes = sorted(set().union(*recalls), key=int)
+        told["recall"] = {c: average(recall[c] for recall in recalls if c in recall) for c in classes}
+    return {"pooled": told}
+
+
+def _forgetting_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As "forgetting" the mean over seeds; nothing unless it was measured for all."""
+    found = [s["forgetting"]["mean"] for s in summaries if "forgetting" in s]
+    return {"forgetting": with_interval(found)} if len(found) == len(summaries) else {}
+
+
+def with_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean of a figure over seeds, half of Student's 95 % interval, and the figure of each seed."""
+    return {"mean": average(values), "ci95": half_width(values), "per_seed": list(values)}
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float], to: str) -> dict[str, Any] | None:

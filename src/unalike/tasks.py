@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from .tree import Batch
 
+MOST_CLASSES = 100
+"""With more classes than this their recalls are not told."""
+
 
 class Task(ABC):
     """A task is a frozen dataclass of JSON values, so that it can be written down and rebuilt elsewhere."""
@@ -31,6 +34,10 @@ class Task(ABC):
     @abstractmethod
     def scores(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:
         """Exact scores over all rows tallied: not means of batch means."""
+
+    def together(self, tallies: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What is told of the rows of all clients together: the scores, and whatever says more; JSON values."""
+        return self.scores(tallies)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,16 @@ class Classification(Task):
             "loss": float(tallies["loss"]) / n,
             "n": n,
         }
+
+    def together(self, tallies: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The scores and "recall": hits among the rows of each class, None for a class without rows.
+
+        Above `MOST_CLASSES` classes it is left out: a list for every round would be most of what a run writes.
+        """
+        if self.classes > MOST_CLASSES:
+            return self.scores(tallies)
+        pairs = zip(tallies["hits"].tolist(), tallies["rows"].tolist(), strict=True)
+        return {**self.scores(tallies), "recall": [hits / rows if rows else None for hits, rows in pairs]}
 
 
 TASKS: Mapping[str, type[Task]] = {"classification": Classification}

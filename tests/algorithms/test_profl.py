@@ -23,6 +23,7 @@ from unalike.memory import needs
 from unalike.memory.course import Course
 from unalike.memory.liveness import Liveness
 from unalike.models import chain
+from unalike.models.progressive import AT_ONCE
 from unalike.phases import ENDS, KINDS, Phase
 from unalike.protocol import Arrival, ClientInfo, Job
 from unalike.rng import Key
@@ -533,7 +534,8 @@ def budgeted(given: Federation) -> ProFL:
 def test_the_need_of_the_phase_at_hand_decides(budgeted: ProFL, given: Federation) -> None:
     """Needs are those of the step, or of mapping; whoever is without a budget takes part in everything."""
     by = {phase: budgeted.course.need(phase) for phase in budgeted.course.order}
-    sub, sgd, task = budgeted.course.sub(2), budgeted.optimiser(), budgeted.task
+    sub = dataclasses.replace(budgeted.course.sub(2), at_once=AT_ONCE[-1])
+    sgd, task = budgeted.optimiser(), budgeted.task
     assert by[Phase("grow", 2)] == by[Phase("shrink", 2)] == needs.step(sub, task, sgd, 16)
     assert by[Phase("map", 2)] == needs.mapping(sub, sgd, task, 16)
     assert len(set(by.values())) == 7
@@ -546,6 +548,14 @@ def test_the_need_of_the_phase_at_hand_decides(budgeted: ProFL, given: Federatio
         met = {c.id for r in range(12) for c in budgeted.select(at, clients, r, Key.root(r))}  # type: ignore[arg-type]
         assert met <= able
         assert all(len(budgeted.select(at, clients, r, Key.root(r))) == min(4, len(able)) for r in range(3))  # type: ignore[arg-type]
+
+
+def test_where_memory_is_short_fewer_rows_pass_the_frozen_blocks_at_once(budgeted: ProFL) -> None:
+    need, (many, few) = budgeted.course.need, AT_ONCE
+    phase = next(p for p in budgeted.course.order if need(p, few) < need(p, many))
+    least, most = need(phase, few), need(phase, many)
+    found = {m: budgeted.course.fitted(phase, with_memory([m])[0]).at_once for m in (least, most - 1, most, None)}
+    assert found == {least: few, most - 1: few, most: many, None: many}
 
 
 def test_without_budgets_the_draw_is_that_of_every_method_and_nothing_is_predicted(
@@ -623,7 +633,8 @@ def test_a_client_with_a_budget_predicts_a_few_rows_at_once(given: Federation) -
     run = start(given, cuts="0,4")
     it = job(run.method, run.server, given, 0)
     x, outputs = torch.cat([it.data["x"]] * 3), []
-    for info in (it.info, dataclasses.replace(it.info, memory=10**9)):
+    few = needs.evaluated_step(run.method.course.sub(1), 8)
+    for info in (it.info, dataclasses.replace(it.info, memory=few)):
         tracker = Liveness(details=False)
         tracker.ignore([x])
         with torch.no_grad(), tracker:

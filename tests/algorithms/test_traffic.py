@@ -24,6 +24,7 @@ FIXED = {
     "fedrep": EXTRACTOR,
     "ditto": CNN5,
     "scaffold": 2 * CNN5,
+    "vhl": CNN5,
 }
 """Scalars that each client sends and receives in a round."""
 BY_LABEL = {"fd": 10, "fedproto": 500}
@@ -61,3 +62,9 @@ def test_bytes_of_what_is_sent_by_label(name: str, clients: Federation, tmp_path
     anyones = len({label for k in range(CLIENTS) for label in clients.data(k, "train")["y"].tolist()})
     down = anyones * BY_LABEL[name] * FLOAT * CLIENTS * (ROUNDS - 1)
     assert sent(name, clients, tmp_path) == (up, down)
+
+
+def test_bytes_of_fedcurv(clients: Federation, tmp_path: Path) -> None:
+    """w, u and v each way, but w alone down in the first round."""
+    up, down = 3 * CNN5 * FLOAT * CLIENTS * ROUNDS, (1 + 3 * (ROUNDS - 1)) * CNN5 * FLOAT * CLIENTS
+    assert sent("fedcurv", clients, tmp_path) == (up, down)

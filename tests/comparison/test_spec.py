@@ -34,6 +34,14 @@ def test_a_key_is_for_all_methods_that_have_it_or_for_one() -> None:
     assert own.judged == "a"
 
 
+def test_forgetting_is_asked_of_methods_that_have_a_global_model() -> None:
+    """Where none has one all are asked, and so refused with the reason."""
+    asked = compose(["fedbn", "fedprox", "standalone"], {"forgetting": True})
+    assert ["forgetting" in asked.keys(label) for label in asked.methods] == [False, True, False]
+    asked = compose(["fedbn", "standalone"], {"forgetting": True})
+    assert all(asked.keys(label)["forgetting"] for label in asked.methods)
+
+
 def test_it_survives_being_written(tmp_path: Path) -> None:
     given = {"tune": "lr=0.1|0.3,mu=0.1..1", "trials": "2", "target": "0.5", "reference": "fedprox", "light": True}
     given |= {"models": "mlp-5,mlp-4", "fedprox.momentum": 0.5, "title": "T", "rivals": "standalone"}

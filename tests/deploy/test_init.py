@@ -51,6 +51,13 @@ def test_everything_is_there(folder: Path) -> None:
     assert not list(folder.parent.glob(".*"))
 
 
+def test_forgetting_is_not_measured_over_a_network(tmp_path: Path) -> None:
+    asked = config.resolve({**KEYS, "method": "fedavg", "models": ["cnn-5"], "forgetting": True})
+    with pytest.raises(InputError, match="sites do not tell the counts"):
+        init.init(tmp_path / "deploy", asked, NAMES, "fl.example.org:9092")
+    assert not (tmp_path / "deploy").exists()
+
+
 def test_the_files_read_back_as_they_were_meant(folder: Path) -> None:
     prepared = runs.prepare(config.resolve(KEYS))
     assert config.from_toml(folder / "experiment.toml") == prepared.experiment

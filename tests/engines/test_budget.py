@@ -50,7 +50,7 @@ def test_counting_changes_no_bit_and_agrees_with_the_prediction(tmp_path: Path, 
     found = counted["memory"]
     visits = [c for e in api.Result(tmp_path / "counted").events() if e["event"] == "round" for c in e["clients"]]
     assert found["visits"] == sum(client != 1 for client in visits)
-    assert (found["evaluations"], found["over"]) == (2 * 3, 0)
+    assert (found["evaluations"], found["over"], found["took_part"]) == (2 * 3, 0, len(set(visits)))
     assert found["largest_share"] == found["largest_bytes"] / LARGE
     method = runs.reopen(tmp_path / "counted").algorithm
     predicted = needs.whole_peak(method.shared, method.task, method.optimiser(), 16)

@@ -31,7 +31,7 @@ from unalike.summary import summarise
 
 REQUEST = {"kind", "client", "round", "key", "version", "sha256"}
 REPLY = {"client", "weight", "metrics", "rows", "version", "sha256", "flops", "seconds", "peak_memory_bytes"}
-SCORES = {"client", "scores", "peak_memory_bytes"}
+SCORES = {"client", "scores", "counts", "peak_memory_bytes"}
 
 
 @pytest.fixture(scope="module")

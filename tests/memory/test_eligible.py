@@ -74,9 +74,10 @@ def test_positions_are_each_drawn_once() -> None:
 
 
 def test_a_client_with_a_budget_evaluates_as_many_rows_as_it_holds() -> None:
-    """10 bytes a row: 8 rows at most, of 55 bytes 4, of 5 one all the same."""
-    rows = [eligible.rows_at_once(client(0, memory), lambda n: 10 * n) for memory in (None, 10**6, 80, 79, 55, 39, 5)]
-    assert rows == [None, 8, 8, 4, 4, 2, 1]
+    """10 bytes a row: 32 rows where they and one more fit, else 8 at most, of 55 bytes 4, of 5 one all the same."""
+    budgets = (None, 10**6, 330, 329, 80, 79, 55, 39, 5)
+    rows = [eligible.rows_at_once(client(0, memory), lambda n: 10 * n) for memory in budgets]
+    assert rows == [None, 32, 32, 8, 8, 4, 4, 2, 1]
 
 
 def test_rows_pass_in_parts() -> None:

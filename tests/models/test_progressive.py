@@ -40,7 +40,7 @@ def trained(sub: SubModel, weights: dict[str, Any], **options: bool) -> dict[str
 def test_the_last_step_is_the_model() -> None:
     sub, weights = step(4)
     assert not weights["proxies"]
-    x = BATCH["x"][: progressive.ROWS]
+    x = BATCH["x"][: progressive.AT_ONCE[0]]
     assert torch.equal(progressive.forward(sub, weights, x), models.logits(SPEC, models.initial(SPEC, KEY), x))
 
 

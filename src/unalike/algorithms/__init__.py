@@ -47,6 +47,8 @@ ALGORITHMS = Catalogue(
         "fedrep": "fedrep:FedRep",
         "ditto": "ditto:Ditto",
         "scaffold": "scaffold:Scaffold",
+        "fedcurv": "fedcurv:FedCurv",
+        "vhl": "vhl:VHL",
         "profl": "profl:ProFL",
         "allsmall": "allsmall:AllSmall",
         "exclusivefl": "exclusivefl:ExclusiveFL",

@@ -43,20 +43,8 @@ from ..averaging import average
 from ..distillation import kl_divergence, mutual
 from ..local import SGD, LocalTraining, Step, train
 from ..plugins import label
-from ..protocol import (
-    Algorithm,
-    Arrival,
-    Batch,
-    ClientInfo,
-    Count,
-    Job,
-    NonNegative,
-    Share,
-    Spec,
-    Update,
-    round_half_up,
-)
-from ..rng import Key
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, NonNegative, Share, Spec, Update
+from ..rng import Key, round_half_up
 from ..tasks import Task
 from ..tree import Tree
 

@@ -26,7 +26,8 @@ Deviations
 - Thresholds of the freeze rule are ours. So is mapping's step size, halved when the loss rises, and its end: when the
   loss has not fallen for `patience` rounds, after `map_rounds`, or after its share.
 - Proxies and header go on from step to step of growing. `proxies = "shrinking"` takes those trained beside θ_t*.
-- need(t) is predicted (`memory.needs`). `cuts = "auto"` cuts the chain by it, which the paper leaves open.
+- need(t) is predicted (`memory.needs`). Where a client's memory is short, fewer of its rows pass the frozen blocks at
+  once (`progressive.AT_ONCE`). `cuts = "auto"` cuts the chain by predicted peaks, which the paper leaves open.
 """
 
 from __future__ import annotations
@@ -269,7 +270,8 @@ class ProFL(LocalTraining, Algorithm[Server, Private, Wire]):
         return eligible.in_parts(logits, batch["x"], rows)
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
-        phase, sub = self.course.at(job.down["phase"])
+        phase, _ = self.course.at(job.down["phase"])
+        sub = self.course.fitted(phase, job.info)
         parts = self.prepare(job.info, job.down, job.state, job.data, job.key)["weights"]
         visits, noise = self.visits(job.data, job.key / "batches"), job.key / "noise"
         if phase.kind == "map":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import summary
@@ -35,7 +35,9 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
             | {"seeds": sorted(by_seed) or list(asked.seeds)}
             | {"runs": [cell.run for cell in own if cell.seed in by_seed]}
             | {"chosen": dict(own[0].chosen) if own else {}, "trials": trials}
-            | {"difference": _difference(label, summaries, asked.judged), "beats_standalone": _ahead(by_seed, alone)}
+            | {"difference": _difference(label, summaries, asked.judged, _accuracy)}
+            | {"balanced_difference": _difference(label, summaries, asked.judged, _balanced)}
+            | {"beats_standalone": _ahead(by_seed, alone)}
             | {"target": _until(cells, [c for c in own if c.seed in by_seed], target)}
         )
     return found
@@ -47,13 +49,28 @@ def _within_reach(by_seed: Mapping[int, Mapping[str, Any]]) -> float | None:
     return round(REACHES * summary.average(s["validation"]["accuracy"]["mean"] for s in by_seed.values()), 3)
 
 
+def _accuracy(found: Mapping[str, Any]) -> float | None:
+    """Mean over clients."""
+    return float(found["accuracy"]["mean"])
+
+
+def _balanced(found: Mapping[str, Any]) -> float | None:
+    """Over all clients' rows together, where they were counted."""
+    known: float | None = found.get("pooled", {}).get("balanced_accuracy")
+    return known
+
+
 def _difference(
-    label: str, summaries: Mapping[str, Mapping[int, Mapping[str, Any]]], reference: str
+    label: str,
+    summaries: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    reference: str,
+    of: Callable[[Mapping[str, Any]], float | None],
 ) -> dict[str, Any] | None:
     if label == reference:
         return None
     ours, theirs = (
-        {seed: s["accuracy"]["mean"] for seed, s in summaries.get(name, {}).items()} for name in (label, reference)
+        {seed: value for seed, s in summaries.get(name, {}).items() if (value := of(s)) is not None}
+        for name in (label, reference)
     )
     return summary.difference(ours, theirs, reference)
 

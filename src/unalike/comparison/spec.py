@@ -101,9 +101,13 @@ class Comparison:
         return self.reference or next(iter(self.methods))
 
     def keys(self, label: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """All keys of one method's runs but the seed."""
-        own = self.methods[label]
+        """All keys of one method's runs but the seed.
+
+        Forgetting is asked of the methods that have a global model, as a parameter is of those that have it.
+        """
+        own, whole = self.methods[label], {name for name, o in self.methods.items() if find(o["method"]).global_model}
         known = {*GENERAL, *parameters_of(find(own["method"])), "preset"}
+        known -= {"forgetting"} if whole and label not in whole else set()
         common = {key: value for key, value in self.common.items() if key in known}
         return {**common, **own, **(chosen or {})}
 

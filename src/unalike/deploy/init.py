@@ -63,6 +63,8 @@ def init(
     checked(Deployment, {**keys, "clients": len(names)})
     pins = wheels()
     prepared = runs.prepare(_seeded(experiment or _default(len(names))))
+    if prepared.experiment.forgetting:
+        raise InputError("forgetting = true: sites do not tell the counts that it is measured with: leave it out")
     clients = len(prepared.federation.clients)
     if clients < len(names):
         raise InputError(

@@ -15,15 +15,18 @@ import torch
 
 from .. import tree
 from ..data.federation import Federation
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..protocol import Algorithm, Arrival, ClientInfo, Ticket
 from ..rng import Key
 from ..telemetry.events import EventLog, Listener, total
+from . import forgetting
 from .budget import Visits
 from .checkpoint import Checkpoints, Index
+from .keepsakes import keep
+from .scoring import by_part, means, together
 from .site import Setup, forget_peak_memory, peak_memory
 from .store import DEFAULT_BUDGET
-from .wire import Message, pack
+from .wire import Message, answered, pack
 
 
 class Engine(Protocol):
@@ -73,6 +76,7 @@ class Plan:
     seed: int = 0
     eval_every: int = 1
     eval_clients: int | None = None
+    forgetting: bool = False
     device: str = "cpu"
     store_budget: int = DEFAULT_BUDGET
     check_memory: bool = True
@@ -155,6 +159,8 @@ class _Loop:
         forget_peak_memory()
         self.engine.open(self._setup(), plan.federation)
         self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
+        if plan.forgetting and self.remote:
+            raise InputError("forgetting = true is measured on one machine only: what it counts stays at the sites")
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
         self._say({"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed})
@@ -173,6 +179,7 @@ class _Loop:
             device=self.plan.device,
             budget=self.plan.store_budget,
             check_memory=self.plan.check_memory,
+            counts=True,  # which sites that lie elsewhere do not heed
         )
 
     def _round(self, server: Any, round: int) -> Any:
@@ -181,6 +188,7 @@ class _Loop:
         chosen = algorithm.select(server, clients, round, key / "select")
         traffic, self.visits = _Traffic(), Visits()
         heads, arrivals = self._train(server, chosen, round, self._overdue(clients), traffic)
+        began = server
         try:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
         except RunError as error:
@@ -192,7 +200,7 @@ class _Loop:
             "event": "round",
             "round": round,
             "clients": [info.id for info in chosen],
-            "metrics": {"train": _means(arrivals), **({"server": dict(told)} if told else {})},
+            "metrics": {"train": means(arrivals), **({"server": dict(told)} if told else {})},
             "updates": {str(a.info.id): dict(a.metrics) for a in arrivals},
             "bytes_up": traffic.up,
             "bytes_down": traffic.down,
@@ -204,6 +212,9 @@ class _Loop:
         last = algorithm.done(server, round)
         if last or (self.remote is None and self._is_due(round)):
             event |= self._evaluate(server, round, event["metrics"])
+            event |= self._forgotten(began, arrivals, round, event["bytes_evaluation"])
+        if last or self._is_due(round):
+            keep(self.plan.folder, round, algorithm.keepsakes(server, round))
         event |= self.visits.event()
         event["peak_memory_bytes"] = self._peak(heads)
         event["seconds"] = time.perf_counter() - started
@@ -257,7 +268,7 @@ class _Loop:
         with contextlib.closing(self.engine.map(self._counted(requests, traffic))) as answers:
             for frame in answers:
                 traffic.wire_up += len(frame)
-                message = _checked(frame)
+                message = answered(frame)
                 self.visits.note(message.head)
                 yield message
         if self.remote:
@@ -327,9 +338,21 @@ class _Loop:
         """Score clients with the current broadcast and their stored states, at once."""
         traffic = _Traffic()
         requests = self._requests("evaluate", server, self._evaluated(self._present()), round, traffic)
-        scores = {message.head["client"]: message.head["scores"] for message in self._exchange(requests, traffic)}
+        heads = {message.head["client"]: message.head for message in self._exchange(requests, traffic)}
+        scores = {client: head["scores"] for client, head in heads.items()}
         metrics["validation"] = self._validation(round, scores)
-        return {"evaluation": _by_part(scores), "bytes_evaluation": traffic.down}
+        metrics |= together(self.plan.algorithm.task, heads)
+        return {"evaluation": by_part(scores), "bytes_evaluation": traffic.down}
+
+    def _forgotten(self, began: Any, arrivals: Sequence[Arrival[Any]], round: int, sent: int) -> dict[str, Any]:
+        """What each client's training cost the model that the round began with, where that is asked for."""
+        algorithm, judges = self.plan.algorithm, [info.id for info in self._evaluated(self._present())]
+        found = forgetting.trials(algorithm.global_model, began, arrivals, judges) if self.plan.forgetting else []
+        if not found:
+            return {}
+        replies = self._exchange(forgetting.requests(found, round), _Traffic())
+        told = forgetting.forgotten(algorithm.task, found, replies)
+        return {"forgetting": told, "bytes_evaluation": sent + sum(trial.bytes for trial in found)}
 
     def _scored_late(self, round: int, scores: Mapping[int, Mapping[str, Any]], alone: int) -> None:
         """Tell the scores of a round that is committed already; they count with the commit of the next one.
@@ -337,7 +360,7 @@ class _Loop:
         `alone`: bytes of tensors in messages that asked for scores only.
         """
         validation = self._validation(round, scores)
-        evaluation = {"evaluation": _by_part(scores), "bytes_evaluation": alone}
+        evaluation = {"evaluation": by_part(scores), "bytes_evaluation": alone}
         self._say({"event": "evaluation", "round": round, "metrics": {"validation": validation}, **evaluation})
 
     def _validation(self, round: int, scores: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
@@ -365,24 +388,3 @@ class _Loop:
 
 def _same_tensors(a: tree.Flat, b: tree.Flat) -> bool:
     return a.keys() == b.keys() and all(leaf is b[name] for name, leaf in a.items())
-
-
-def _by_part(scores: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Client to part to scores as part to client to scores."""
-    return {part: {str(client): scores[client][part] for client in sorted(scores)} for part in ("validation", "test")}
-
-
-def _checked(frame: bytes) -> Message:
-    message = Message.decode(frame)
-    if "error" in message.head:
-        error = RunError(message.head["error"])
-        if "trace" in message.head:  # a site that lies elsewhere keeps it
-            error.add_note(message.head["trace"])
-        raise error
-    return message
-
-
-def _means(arrivals: Sequence[Arrival[Any]]) -> dict[str, float]:
-    """Mean over the round's clients of every metric that all of them sent."""
-    names = set.intersection(*(set(a.metrics) for a in arrivals)) if arrivals else set()
-    return {name: sum(a.metrics[name] for a in arrivals) / len(arrivals) for name in sorted(names)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import resource
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import local, tree
+from .. import local, models, tree
 from ..algorithms import find
 from ..data.federation import Federation
 from ..errors import RunError, UnalikeError
@@ -25,6 +26,9 @@ from ..rng import Key
 from .budget import Watch
 from .store import DEFAULT_BUDGET, Store
 from .wire import Message, pack
+
+HELD_OUT = ("validation", "test")
+"""The parts of a client's rows that are scored: to choose, and to report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,16 @@ class Setup:
     budget: int = DEFAULT_BUDGET
     threads: int = 1
     check_memory: bool = True
+    counts: bool = False
+    """Whether replies have the counts, class by class, that scores are made of: of rows that all lie on this machine
+    anyway, so that scores over all clients together are exact. Of a site elsewhere nobody can ask for them."""
 
 
 class Site:
-    """Serves clients from one store: trains ("update") and scores ("evaluate") on request."""
+    """Serves clients from one store: trains ("update") and scores ("evaluate") on request.
+
+    Where it may tell counts, it also scores any weights of the common model, as they are sent ("common").
+    """
 
     def __init__(self, setup: Setup, federation: Federation | None = None) -> None:
         self.federation = federation or Federation.load(Path(setup.federation))
@@ -53,7 +63,7 @@ class Site:
         self.device = torch.device(setup.device)
         self.store = Store(Path(setup.store), setup.budget)
         self.init_key = Key(bytes.fromhex(setup.init_key))
-        self.check_memory = setup.check_memory
+        self.check_memory, self.counts = setup.check_memory, setup.counts
         self._flops_per_row: dict[Any, float | None] = {}
         forget_peak_memory()  # of the run that this process served before
         if self.device.type == "cuda":
@@ -67,7 +77,8 @@ class Site:
         """The reply to a request; an error becomes a reply that says so in one line."""
         kind, client, round = (request.head[k] for k in ("kind", "client", "round"))
         try:
-            reply = {"update": self._update, "evaluate": self._evaluate}[kind](request)
+            common = {"common": self._common} if self.counts else {}
+            reply = {"update": self._update, "evaluate": self._evaluate, **common}[kind](request)
             return Message({**reply.head, "peak_memory_bytes": peak_memory()}, reply.body)
         except Exception as error:
             said = str(error) if isinstance(error, UnalikeError) else f"{type(error).__name__}: {error}"
@@ -93,7 +104,7 @@ class Site:
         head = request.head
         job = self._job(request)
         client, round, info, watch = job.info.id, job.round, job.info, Watch(job, self.check_memory)
-        scores = {"scores": self._scores(job, head["evaluate"]["key"], watch)} if "evaluate" in head else {}
+        scores = self._scores(job, head["evaluate"]["key"], watch) if "evaluate" in head else {}
         started = time.perf_counter()
         with watch.over("training"):
             update = self.algorithm.client_update(job)
@@ -110,7 +121,19 @@ class Site:
     def _evaluate(self, request: Message) -> Message:
         job = self._job(request)
         watch = Watch(job, self.check_memory)
-        return Message({"client": job.info.id, "scores": self._scores(job, request.head["key"], watch), **watch.head()})
+        return Message({"client": job.info.id, **self._scores(job, request.head["key"], watch), **watch.head()})
+
+    def _common(self, request: Message) -> Message:
+        """Counts over the client's held-out rows of the common model that was sent. No budget is asked: this is
+        measured, the client does not do it."""
+        client, weights = int(request.head["client"]), tree.to(request.tree, self.device)
+
+        def predict(batch: Batch) -> torch.Tensor:
+            return models.logits(self.algorithm.shared, weights, batch["x"])
+
+        parts = ((part, self.data(client, part)) for part in HELD_OUT)
+        tallies = {part: local.tally(self.algorithm.task, predict, rows) for part, rows in parts}
+        return Message({"client": client, "counts": _as_lists(tallies)})
 
     def _job(self, request: Message) -> Job[Any, Any]:
         """The ticket with what this site has beside it."""
@@ -120,19 +143,21 @@ class Site:
         key, held_out = Key(bytes.fromhex(head["key"])), self.data(client, "validation")
         return Job(info, int(head["round"]), down, state, data, key, held_out)
 
-    def _scores(self, job: Job[Any, Any], key: str, watch: Watch) -> dict[str, dict[str, float]]:
-        """Scores on validation and test, with what has been sent and the state as it is before any training.
+    def _scores(self, job: Job[Any, Any], key: str, watch: Watch) -> dict[str, Any]:
+        """The scores on validation and test, with what has been sent and the state as it is before any training.
 
         A client with a budget sees at most as many rows at once as in training.
         """
         budgeted = {"size": min(512, getattr(self.algorithm, "batch_size", 512))} if job.info.memory else {}
-        rows = {part: self.data(job.info.id, part) for part in ("validation", "test")}
+        rows, task = {part: self.data(job.info.id, part) for part in HELD_OUT}, self.algorithm.task
         with watch.over("evaluation", *rows.values()):
             ready = self.algorithm.prepare(job.info, job.down, job.state, job.data, Key(bytes.fromhex(key)))
-            scores = {part: local.evaluate(self.algorithm, ready, found, **budgeted) for part, found in rows.items()}
+            predict = functools.partial(self.algorithm.predict, ready)
+            tallies = {part: local.tally(task, predict, found, **budgeted) for part, found in rows.items()}
+        scores = {part: task.scores(found) for part, found in tallies.items()}
         for part, found in scores.items():
             _require_finite(f"on {part}", found)
-        return scores
+        return {"scores": scores, **({"counts": _as_lists(tallies)} if self.counts else {})}
 
     def _flops(self, job: Job[Any, Any]) -> float | None:
         """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows.
@@ -154,6 +179,10 @@ class Site:
                 self._flops_per_row[work] = None
         per_row = self._flops_per_row[work]
         return None if per_row is None else per_row * job.info.n
+
+
+def _as_lists(tallies: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, Any]]:
+    return {part: {name: count.tolist() for name, count in found.items()} for part, found in tallies.items()}
 
 
 def _require_finite(when: str, values: Mapping[str, float]) -> None:

@@ -44,6 +44,17 @@ class Message:
         return cls(json.loads(bytes(view[_LENGTHS.size : middle])), bytes(view[middle : middle + body]))
 
 
+def answered(frame: bytes) -> Message:
+    """The reply in a frame; one that tells of an error raises it."""
+    message = Message.decode(frame)
+    if "error" in message.head:
+        error = RunError(message.head["error"])
+        if "trace" in message.head:  # a site that lies elsewhere keeps it
+            error.add_note(message.head["trace"])
+        raise error
+    return message
+
+
 def pack(value: Tree) -> bytes:
     """A tree as a message body; an empty tree is no bytes at all."""
     from .. import tree

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..local import SGD
 from ..models import chain
-from ..models.progressive import SubModel
+from ..models.progressive import AT_ONCE, SubModel
 from ..phases import Phase
 from ..protocol import ClientInfo, Spec
 from ..rng import Key
@@ -50,9 +50,15 @@ class Course:
         """The sub-model of a step."""
         return SubModel(self.spec, self.cuts, step, self.proxied)
 
-    def need(self, phase: Phase) -> int:
-        """Bytes that a client needs in a phase, with headroom, its evaluation included."""
-        sub = self.sub(phase.step)
+    def fitted(self, phase: Phase, client: ClientInfo) -> SubModel:
+        """The sub-model of a phase, with as many rows at once in its frozen blocks as the client's memory holds."""
+        rows = eligible.best(client, AT_ONCE, functools.partial(self.need, phase)) or AT_ONCE[-1]
+        return replace(self.sub(phase.step), at_once=rows)
+
+    def need(self, phase: Phase, at_once: int = AT_ONCE[-1]) -> int:
+        """Bytes that a client needs in a phase, with headroom, its evaluation included; the least, unless told with how
+        many rows at once in the frozen blocks."""
+        sub = replace(self.sub(phase.step), at_once=at_once)
         if phase.kind == "map":
             return needs.mapping(sub, self.mapping, self.task, self.rows)
         return needs.step(sub, self.task, self.training, self.rows, self.frozen_train)

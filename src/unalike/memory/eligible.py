@@ -18,8 +18,10 @@ from ..rng import Key
 
 Level = TypeVar("Level")
 
+MANY = 32
+"""Rows that a client with a budget evaluates at once where it holds them easily."""
 FEW = 8
-"""Most rows that a client with a budget evaluates at once."""
+"""Most rows that it evaluates at once otherwise."""
 
 
 def fits(client: ClientInfo, need: Callable[[], int]) -> bool:
@@ -36,11 +38,16 @@ def best(client: ClientInfo, levels: Iterable[Level], need: Callable[[Level], in
 
 
 def rows_at_once(client: ClientInfo, need: Callable[[int], int]) -> int | None:
-    """How many rows a client evaluates at once: with a budget the most that it holds, up to `FEW`; at least one.
+    """How many rows a client evaluates at once: with a budget the most that it holds, at least one.
 
-    None is any number, for a client without a budget.
+    `MANY` only where its memory holds the weights once more: it may be given more of them than `need` knows of. None is
+    any number, for a client without a budget.
     """
-    return None if client.memory is None else best(client, (FEW, FEW // 2, FEW // 4), need) or 1
+    if client.memory is None:
+        return None
+    if need(MANY) + need(1) <= client.memory:
+        return MANY
+    return best(client, (FEW, FEW // 2, FEW // 4), need) or 1
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, rows: int | None) -> Tensor:

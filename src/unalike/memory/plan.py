@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ..protocol import Spec, round_half_up
+from ..protocol import Spec
+from ..rng import round_half_up
 from . import needs
 
 

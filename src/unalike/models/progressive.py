@@ -32,8 +32,8 @@ from ..tree import Tree, clone
 from . import chain, head
 from . import initial as initial_model
 
-ROWS = 16
-"""Rows that pass the frozen blocks at once."""
+AT_ONCE = (16, 4)
+"""Rows that pass the frozen blocks at once: the first that a client's memory holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class SubModel:
     step: int
     proxied: bool = True
     """Whether proxies stand in for the blocks after the active one."""
+    at_once: int = AT_ONCE[0]
+    """Rows that pass the frozen blocks at once."""
 
     def __post_init__(self) -> None:
         chain.require_cuts(self.spec, self.cuts)
@@ -144,16 +146,16 @@ def proxy(sub: SubModel, block: int, key: Key) -> dict[str, Tensor]:
 def prefix(sub: SubModel, frozen: Tree, x: Tensor, train: bool = False) -> Tensor:
     """Blocks 1..t-1 without gradients; `train` has them normalise by the batch, and write their statistics.
 
-    In evaluation mode rows do not know of each other: they pass by `ROWS` at a time, which takes the memory of so many.
+    In evaluation mode rows do not know of each other: they pass by `sub.at_once`, which takes the memory of so many.
     """
     with torch.no_grad():
-        if train or len(x) <= ROWS or not sub.start:
+        if train or len(x) <= sub.at_once or not sub.start:
             return chain.run(sub.spec, 0, sub.start, frozen, x, train)
         whole: Tensor | None = None
-        for at in range(0, len(x), ROWS):
-            y = chain.run(sub.spec, 0, sub.start, frozen, x[at : at + ROWS])
+        for at in range(0, len(x), sub.at_once):
+            y = chain.run(sub.spec, 0, sub.start, frozen, x[at : at + sub.at_once])
             whole = y.new_empty(len(x), *y.shape[1:]) if whole is None else whole
-            whole[at : at + ROWS] = y
+            whole[at : at + sub.at_once] = y
         assert whole is not None
         return whole
 

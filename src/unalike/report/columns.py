@@ -6,21 +6,25 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from .measured import Figure
 from .paired import reference_name
-from .records import Method, Target
-from .units import duration, flops, fraction, interval, signed, size
+from .records import Budgets, Difference, Method, Target
+from .units import duration, flops, fraction, interval, percent, signed, size
+
+RECALL = "Recall of each class: of its test rows at all clients together, the share predicted right; mean over seeds."
 
 
 def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
     """What came of each, in words; differences in points."""
     name = reference_name(methods)
     all_done = all(m.state == "done" for m in methods)
+    paired = any(m.balanced_difference for m in methods)
     return [
         {
             "method": m.method,
             "status": "" if all_done else m.state,
             "mean": interval(m.mean, m.ci95),
-            f"points to {name}": "reference" if m.method == name else difference(m),
+            f"points to {name}": "reference" if m.method == name else difference(m.difference),
             "weighted": _optional(m.weighted_mean),
             "std": fraction(m.std),
             "worst": fraction(m.worst),
@@ -28,7 +32,13 @@ def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
             "best decile": _optional(m.best_decile),
             "best": _optional(m.best),
             "Jain": _optional(m.jain),
-            "above alone": "" if m.beats_standalone is None else f"{100 * m.beats_standalone:.0f} %",
+            "balanced, all rows": _figure(m.pooled.balanced_accuracy),
+            f"balanced points to {name}": "reference"
+            if m.method == name and paired
+            else difference(m.balanced_difference),
+            "lowest recall": _figure(m.pooled.lowest_recall),
+            "forgetting": _figure(m.forgetting),
+            "above alone": "" if m.beats_standalone is None else percent(m.beats_standalone),
         }
         for m in methods
     ]
@@ -48,9 +58,17 @@ def costs(methods: Sequence[Method]) -> list[dict[str, str]]:
             "computed": flops(m.flops),
             "time": duration(m.seconds),
             "peak memory": "" if m.peak_memory_bytes is None else size(m.peak_memory_bytes),
+            **_budgets(m.budgets),
         }
         for m in methods
     ]
+
+
+def _budgets(found: Budgets | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    over = f"{found.over} of {found.visits}"
+    return {"took part": percent(found.took_part), "of a budget": percent(found.largest_share), "over budget": over}
 
 
 def legend(methods: Sequence[Method]) -> str:
@@ -63,8 +81,23 @@ def legend(methods: Sequence[Method]) -> str:
         " Weighted: clients by their rows. Std, worst, best and Jain’s index are over clients; a decile is the mean "
     )
     told += "of a tenth of them."
+    if any(m.pooled.balanced_accuracy.mean is not None for m in methods):
+        told += (
+            " All rows: the test rows of all clients together, each predicted by what its own client predicts with. "
+            "Balanced: the mean of the classes’ recalls; lowest recall: of the class that has it."
+        )
+    if any(m.forgetting.mean is not None for m in methods):
+        told += (
+            " Forgetting: the accuracy on all other clients’ test rows that the global model loses by one client’s "
+            "training, over clients and the second half of the rounds."
+        )
     if any(m.beats_standalone is not None for m in methods):
         told += " Above alone: the share of clients with whom the method beats training alone."
+    if any(m.budgets for m in methods):
+        told += (
+            " Took part: share of the clients that trained. Of a budget: the largest share of a client’s memory budget "
+            "that training or evaluation took. Over budget: visits that took more, of all."
+        )
     if asked:
         told += (
             f" To reach {asked}: bytes up and down, and rounds, until validation accuracy was {asked}, in the seeds "
@@ -78,12 +111,16 @@ def by_seed(m: Method) -> str:
     return ", ".join(map(fraction, m.means))
 
 
-def difference(m: Method) -> str:
+def difference(found: Difference | None) -> str:
     """In points: +2.3 ± 1.8"""
-    if m.difference is None:
+    if found is None:
         return ""
-    half = m.difference.ci95
-    return signed(m.difference.mean) + (f" ± {half * 100:.1f}" if half is not None else "")
+    return signed(found.mean) + (f" ± {found.ci95 * 100:.1f}" if found.ci95 is not None else "")
+
+
+def _figure(found: Figure) -> str:
+    """A column that is left out where nobody has it."""
+    return "" if found.mean is None else interval(found.mean, found.ci95)
 
 
 def target(found: Target | None) -> str:
@@ -131,6 +168,16 @@ def plain(m: Method) -> dict[str, Any]:
         "difference": to and to.mean,
         "difference_ci95": to and to.ci95,
         "difference_per_seed": to and _joined(to.per_seed),
+        "pooled_accuracy": m.pooled.accuracy.mean,
+        "pooled_balanced_accuracy": m.pooled.balanced_accuracy.mean,
+        "pooled_balanced_accuracy_ci95": m.pooled.balanced_accuracy.ci95,
+        "balanced_difference": m.balanced_difference and m.balanced_difference.mean,
+        "balanced_difference_ci95": m.balanced_difference and m.balanced_difference.ci95,
+        "lowest_recall": m.pooled.lowest_recall.mean,
+        "lowest_recall_ci95": m.pooled.lowest_recall.ci95,
+        "recall": _json(m.pooled.recall) if m.pooled.recall else None,
+        "forgetting": m.forgetting.mean,
+        "forgetting_ci95": m.forgetting.ci95,
         "target_accuracy": until and until.accuracy,
         "target_bytes": until and until.bytes,
         "target_rounds": until and until.rounds,
@@ -143,6 +190,9 @@ def plain(m: Method) -> dict[str, Any]:
         "flops": m.flops,
         "seconds": m.seconds,
         "peak_memory_bytes": m.peak_memory_bytes,
+        "took_part": m.budgets and m.budgets.took_part,
+        "largest_share_of_budget": m.budgets and m.budgets.largest_share,
+        "visits_over_budget": m.budgets and m.budgets.over,
         "trials": m.trials,
         "chosen": _json(m.chosen) if m.chosen else None,
         "train": _json(m.train) if m.train else None,

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .units import percent
+
 Lines = Sequence[Mapping[str, Any]]
 
 SCORES = ("method", "mean", "difference", "std", "decile", "worst", "> alone")
@@ -59,7 +61,7 @@ def _scores(line: Mapping[str, Any]) -> dict[str, str]:
         "std": f"{line['std']:.3f}",
         "decile": f"{line['worst_decile']:.3f}",
         "worst": f"{line['worst']:.3f}",
-        "> alone": "" if ahead is None else f"{100 * ahead:.0f} %",
+        "> alone": "" if ahead is None else percent(ahead),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import matrix, verdicts
+from . import classes, columns, matrix, verdicts
 from .forest import Twig, forest
 from .html import Html, definitions, document, figure, prose, section, table, tag
 from .origin import origin
@@ -24,9 +24,15 @@ def page(found: Grid) -> str:
         section("The result in one sentence", prose(result, class_="verdict"), *map(prose, more)),
         _gaps(found, reference, gaps),
         _matrix(found, reference, gaps),
-        section("Each regime", *(_regime(found, row, reference) for row in found.rows)),
+        section("Each regime", _recalled(found), *(_regime(found, row, reference) for row in found.rows)),
         section("Where this comes from", definitions(origin(found), "lines")),
     )
+
+
+def _recalled(found: Grid) -> Html:
+    """What the tables of the regimes are, where there are any."""
+    known = any(m.pooled.recall for row in found.rows for m in row.methods)
+    return prose(f"In the tables: {columns.RECALL[0].lower()}{columns.RECALL[1:]}") if known else Html("")
 
 
 def _gaps(found: Grid, reference: str | None, gaps: Sequence[Gap | None]) -> Html:
@@ -89,7 +95,9 @@ def _regime(found: Grid, row: Compared, reference: str | None) -> Html:
     keys = row.regime.told
     said = tag("p", tag("strong", _name(found, row)), Html("<br>"), told(row, reference, found.about.rivals))
     failed = [f"{m.method} failed{f': {m.reason}' if m.reason else ''}." for m in row.methods if m.failed]
-    return Html(said + (tag("small", keys) if keys else "") + "".join(prose(sentence) for sentence in failed))
+    recalls = classes.by_class(row.methods, row.classes)
+    below = table(f"Recall by class, {row.regime.name}", recalls, wide=True) if recalls else ""
+    return Html(said + (tag("small", keys) if keys else "") + "".join(prose(one) for one in failed) + below)
 
 
 def told(row: Compared, reference: str | None, rivals: Sequence[str]) -> str:

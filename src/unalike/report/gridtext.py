@@ -25,14 +25,14 @@ def body(found: Grid) -> str:
     for row in found.rows:
         keys = text(row.regime.told)
         parts += [f"## {text(row.regime.name)}", _told(found, row, reference), keys and f"{keys}."]
-        parts += [markdown.page(row.methods)]
+        parts += [markdown.page(row.methods, row.classes)]
     return _joined([*parts, *_origin(found)])
 
 
 def comparison(found: Comparison) -> str:
     """The same of one comparison."""
     told = " ".join(text(sentence) for sentence in sentences(found))
-    return _joined(["## The methods", told, markdown.page(found.methods), *_origin(found)])
+    return _joined(["## The methods", told, markdown.page(found.methods, found.classes), *_origin(found)])
 
 
 def _origin(found: Grid | Comparison) -> list[str]:

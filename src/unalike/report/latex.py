@@ -68,7 +68,9 @@ def table(methods: Sequence[Method], told: str) -> str:
 
 def cells(m: Method, reference: str | None) -> dict[str, str]:
     """The columns of a paper's table, in words."""
-    against = {"Difference": UNKNOWN if m.method == reference else difference(m) or UNKNOWN} if reference else {}
+    against = (
+        {"Difference": UNKNOWN if m.method == reference else difference(m.difference) or UNKNOWN} if reference else {}
+    )
     return {
         "Method": m.method,
         "Mean": interval(m.mean, m.ci95),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .html import Html, prose, section, table
-from .records import Audit, Quantiles, Run
+from .records import Audit, Run
 from .units import whole
 
 
@@ -28,16 +28,13 @@ def audited(run: Run) -> Html:
 
 def _rows(found: Audit) -> list[dict[str, str]]:
     kinds = {"impressions": found.impressions, "held-out images": found.others}
+    names = {"lowest": "lowest", "p1": "1 %", "p5": "5 %", "p50": "median"}
     return [
-        {"": f"{measure} of {kind}", **_cells(getattr(likeness, measure + "s"))}
-        for measure in ("distance", "margin")
-        for kind, likeness in kinds.items()
+        {"": f"{measure} of {kind}", **{told: f"{quantiles[measure].get(name, 0):.3f}" for name, told in names.items()}}
+        for measure in ("distances", "margins")
+        for kind, quantiles in kinds.items()
+        if measure in quantiles
     ]
-
-
-def _cells(found: Quantiles) -> dict[str, str]:
-    named = {"lowest": found.lowest, "1 %": found.p1, "5 %": found.p5, "median": found.p50}
-    return {name: f"{value:.3f}" for name, value in named.items()}
 
 
 def _by_round(found: Audit) -> Html:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from . import columns
+from . import classes, columns
 from .paired import ranked
 from .records import Method
 
@@ -20,9 +20,15 @@ def methods(found: Sequence[Method]) -> str:
     return f"{table(rows)}{tuned(found)}"
 
 
-def page(found: Sequence[Method]) -> str:
-    """compare.md: the table, and what its columns mean."""
-    return f"{methods(found)}\n{text(columns.legend(found))}\n"
+def page(found: Sequence[Method], names: Sequence[str] = ()) -> str:
+    """compare.md: the table, what its columns mean, and the recall of each class by its name."""
+    return f"{methods(found)}\n{text(columns.legend(found))}\n{recalls(found, names)}"
+
+
+def recalls(found: Sequence[Method], names: Sequence[str]) -> str:
+    """A table of classes by methods; nothing where no recall is known."""
+    rows = [{name: text(cell) for name, cell in row.items()} for row in classes.by_class(found, names)]
+    return f"\n{text(columns.RECALL)}\n\n{table(rows)}" if rows else ""
 
 
 def tuned(found: Sequence[Method]) -> str:

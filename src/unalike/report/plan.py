@@ -12,7 +12,7 @@ from rich.table import Table
 from ..telemetry.progress import human_bytes
 from .console import PLAIN
 from .svg import Picture, alone, colour
-from .units import UNKNOWN, counted, listing, scaled
+from .units import UNKNOWN, counted, listing, percent, scaled
 
 
 def show(plans: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -121,11 +121,6 @@ def _between(budgets: Sequence[int | None]) -> str:
 
 def _less(need: int, full: int) -> str:
     return f"{100 * (need / full - 1):+.0f} %".replace("-", "−")
-
-
-def percent(share: float | None) -> str:
-    """0.88 -> 88 %"""
-    return UNKNOWN if share is None else f"{100 * share:.0f} %"
 
 
 def drawn(plans: Sequence[Mapping[str, Any]]) -> str:

@@ -71,6 +71,7 @@ def read_run(folder: Path) -> Run:
         experiment=experiment,
         manifest=_file(folder / "manifest.json", Manifest) or Manifest(),
         audit=_file(folder / "audit.json", Audit),
+        keepsakes={int(path.stem[6:]): path for path in (folder / "keepsakes").glob("round-*.safetensors")},
     )
 
 
@@ -83,7 +84,7 @@ def read_comparison(folder: Path) -> Comparison:
 def read_grid(folder: Path) -> Grid:
     """Its comparisons without their rounds; InputError where a regime that is said to be done has no compare.json."""
     about = _file(folder / "grid.json", GridFile) or GridFile()
-    rows = [Compared(regime, _regime(folder, regime)) for regime in about.regimes]
+    rows = [_compared(folder, regime) for regime in about.regimes]
     places = [run / "manifest.json" for row in rows for m in row.methods for run in _places(folder, row.regime, m)]
     manifests = (_file(place, Manifest) for place in places)
     return Grid(folder.resolve(), about, rows, [found for found in manifests if found])
@@ -106,6 +107,12 @@ def find_baseline(folder: Path, run: Run) -> Run | None:
 def shared_clients(run: Run, other: Run) -> list[int]:
     """The clients both have a test accuracy of."""
     return sorted(run.summary.accuracy.per_client.keys() & other.summary.accuracy.per_client.keys())
+
+
+def _compared(folder: Path, regime: Regime) -> Compared:
+    methods = _regime(folder, regime)
+    drawn = (_file(run / "partition.json", Partition) for m in methods for run in _places(folder, regime, m))
+    return Compared(regime, methods, next((found.classes for found in drawn if found), []))
 
 
 def _regime(folder: Path, regime: Regime) -> list[Method]:
@@ -143,6 +150,7 @@ def _so_far(folder: Path, events: list[Event], rounds: list[Event], experiment: 
             "algorithm": str((named or [experiment.get("method", folder.resolve().name)])[0]),
             "rounds": rounds[-1].round if rounds else 0,
             "selected_round": best.round or None,
+            "pooled": best.metrics.pooled.test,
             "accuracy": Scores.of(best.evaluation.accuracies("test")),
             "balanced_accuracy": Scores.of(best.evaluation.accuracies("test", "balanced_accuracy")),
             "bytes": Traffic(up=sum(r.bytes_up for r in rounds), down=sum(r.bytes_down for r in rounds)),

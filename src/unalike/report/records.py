@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, RootModel, model_validator
+from pydantic import BaseModel, BeforeValidator, RootModel, model_validator
+
+from .measured import CONFIG, Figure, Forgetting, Forgotten, PerClient, Pooled, PooledOver, Together, known
 
 BASELINE = "standalone"
-
-
-def _known(values: Any) -> Any:
-    """Drops what was not measured: null and NaN."""
-    if not isinstance(values, Mapping):
-        return values
-    return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
 def _numbers(values: Any) -> Any:
     """Drops whatever is no number: a method may tell more than a page can show."""
     if not isinstance(values, Mapping):
         return {}
-    return {k: v for k, v in _known(values).items() if isinstance(v, (int, float))}
-
-
-PerClient = Annotated[dict[int, float], BeforeValidator(_known)]
+    return {k: v for k, v in known(values).items() if isinstance(v, (int, float))}
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = CONFIG
 
 
 class Scores(Record):
@@ -75,6 +67,8 @@ class Summary(Record):
     clients: int | None = None
     accuracy: Scores = Scores()
     balanced_accuracy: Scores = Scores()
+    pooled: Pooled | None = None
+    forgetting: Forgetting | None = None
     selected_round: int | None = None
     bytes: Traffic = Traffic()
     wire_bytes: Traffic = Traffic()
@@ -118,8 +112,8 @@ class Evaluation(Record):
 
     def accuracies(self, split: str, metric: str = "accuracy") -> dict[int, float]:
         measured: dict[int, Measured] = getattr(self, split)
-        known: dict[int, float] = _known({i: getattr(m, metric) for i, m in measured.items()})
-        return known
+        found: dict[int, float] = known({i: getattr(m, metric) for i, m in measured.items()})
+        return found
 
 
 class Validated(Record):
@@ -129,6 +123,7 @@ class Validated(Record):
 
 class Metrics(Record):
     validation: Validated = Validated()
+    pooled: Together = Together()
     server: Annotated[dict[str, float], BeforeValidator(_numbers)] = {}
     """What the method's `report` tells."""
 
@@ -157,6 +152,7 @@ class Event(Record):
     clients: list[int] = []
     metrics: Metrics = Metrics()
     evaluation: Evaluation = Evaluation()
+    forgetting: Forgotten = Forgotten()
     updates: dict[int, Trained] = {}
     bytes_up: float = 0
     bytes_down: float = 0
@@ -176,20 +172,6 @@ class Manifest(Record):
     commit: str | None = None
 
 
-class Quantiles(Record):
-    """Of the distances of images to training images, and of their margins: the lowest, then by percent."""
-
-    lowest: float = 0
-    p1: float = 0
-    p5: float = 0
-    p50: float = 0
-
-
-class Likeness(Record):
-    distances: Quantiles = Quantiles()
-    margins: Quantiles = Quantiles()
-
-
 class Audited(Record):
     round: int
     images: int
@@ -197,18 +179,16 @@ class Audited(Record):
 
 
 class Audit(Record):
-    """audit.json: impressions against all clients' images."""
+    """audit.json: impressions against all clients' images, and held-out ones (`others`) beside them."""
 
     verdict: str
-    images: int = 0
-    copies: int = 0
     train: int = 0
     held_out: int = 0
     threshold: float = 0
     rounds: list[Audited] = []
-    impressions: Likeness = Likeness()
-    others: Likeness = Likeness()
-    """Of held-out images."""
+    impressions: dict[str, dict[str, float]] = {}
+    """Quantiles of "distances" and of "margins"."""
+    others: dict[str, dict[str, float]] = {}
 
 
 class Difference(Record):
@@ -235,6 +215,16 @@ class BytesPerRound(Record):
     down: float | None = None
 
 
+class Budgets(Record):
+    """A method among clients with memory budgets: the share of them that took part, all visits, those over a budget,
+    the largest share of a budget that was taken."""
+
+    took_part: float
+    visits: int
+    over: int
+    largest_share: float
+
+
 class Method(Record):
     """A row of compare.json; what is null in it is as if it were missing.
 
@@ -254,6 +244,10 @@ class Method(Record):
     jain: float | None = None
     beats_standalone: float | None = None
     difference: Difference | None = None
+    pooled: PooledOver = PooledOver()
+    balanced_difference: Difference | None = None
+    """Of balanced accuracy over all rows together."""
+    forgetting: Figure = Figure()
     target: Target | None = None
     bytes_up: float | None = None
     bytes_down: float | None = None
@@ -261,6 +255,7 @@ class Method(Record):
     flops: float | None = None
     seconds: float | None = None
     peak_memory_bytes: float | None = None
+    budgets: Budgets | None = None
     trials: int | None = None
     chosen: dict[str, Any] = {}
     train: dict[str, Any] = {}
@@ -309,6 +304,8 @@ class Run:
     experiment: dict[str, Any]
     manifest: Manifest
     audit: Audit | None = None
+    keepsakes: dict[int, Path] = field(default_factory=dict)
+    """The files that the method has left, by round."""
 
     @property
     def algorithm(self) -> str:
@@ -338,6 +335,11 @@ class Comparison:
     @property
     def seeds(self) -> set[int]:
         return {seed for m in self.methods for seed in m.seeds}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, where a run tells them."""
+        return next((run.partition.classes for several in self.runs.values() for run in several), [])
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -372,6 +374,8 @@ class Compared:
 
     regime: Regime
     methods: list[Method]
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes, where a run tells them."""
 
 
 @dataclass(frozen=True)

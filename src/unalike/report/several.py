@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
-from . import columns, contrasts, crowds, story, verdicts, work
+from . import classes, columns, contrasts, crowds, story, verdicts, work
 from .axes import alphas, emphasised, few, validation
 from .forest import Twig, forest
 from .html import Html, definitions, document, figure, legend, prose, section, table, tag
@@ -36,6 +36,7 @@ def page(found: Comparison) -> str:
         _curves(found, role),
         work.of(found.runs, role),
         _clients(first, found.methods, role),
+        _classes(found),
         partition(sample) if sample else "",
         *(alpha(run, of=name) for name, run in first.items() if alphas(run.rounds)),
         section("Traffic and time", _traffic(found.methods), table("Costs", columns.costs(found.methods), wide=True)),
@@ -170,6 +171,13 @@ def _clients(first: Mapping[str, Run], methods: Sequence[Method], role: Mapping[
     against = _against(methods, scores)
     caption = f"Points of test accuracy that each client gains (blue) or loses (orange) against {against}{when}."
     return section("Each client", figure(inline(crowds.squares(scores, against), "clients"), caption))
+
+
+def _classes(found: Comparison) -> Html:
+    rows = classes.by_class(found.methods, found.classes)
+    return (
+        section(classes.TITLE, prose(columns.RECALL), table("Recall by class", rows, wide=True)) if rows else Html("")
+    )
 
 
 def _traffic(methods: Sequence[Method]) -> Html:

@@ -18,7 +18,7 @@ def write(folder: Path, found: Comparison) -> None:
     texts = {
         "compare.csv": as_csv([columns.plain(m) for m in found.methods]),
         "compare.tex": latex.table(found.methods, latex.caption(found)),
-        "compare.md": markdown.page(found.methods),
+        "compare.md": markdown.page(found.methods, found.classes),
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())

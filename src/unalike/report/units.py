@@ -9,12 +9,17 @@ UNKNOWN = "–"
 
 def fraction(value: float | None) -> str:
     """0.8873 -> 0.887"""
-    return UNKNOWN if value is None else f"{value:.3f}"
+    return UNKNOWN if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def interval(mean: float | None, half: float | None) -> str:
     """0.887 ± 0.010"""
     return fraction(mean) if half is None else f"{fraction(mean)} ± {fraction(half)}"
+
+
+def percent(share: float | None) -> str:
+    """0.85 -> 85 %"""
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
 
 
 def points(difference: float) -> str:

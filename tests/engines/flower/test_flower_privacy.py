@@ -47,7 +47,8 @@ def received(leaf: bytes, name: str, passed: Passed) -> bool:
 
 
 def sent(leaf: bytes, name: str, passed: Passed) -> bool:
-    """What this client has sent itself, under the same name: FedAvg-FT predicts with the w_k that it sends."""
+    """What this client has sent itself, under the same name: FedAvg-FT predicts with the w_k that it sends, FedCurv
+    takes its u_k and v_k out of the sums that come back."""
     return leaf == passed.up.get(name)
 
 
@@ -77,6 +78,8 @@ KEPT_COPIES = {
     ("fedavg-ft", "model"): sent,
     ("fd", "sent"): sent_outputs,
     ("fedkd", "mentee"): received_if_whole,
+    ("fedcurv", "u"): sent,
+    ("fedcurv", "v"): sent,
     ("scaffold", "control"): sent_at_first,
     ("profl", "frozen"): received_by_all,
 }

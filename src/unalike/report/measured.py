@@ -1,0 +1,76 @@
+"""The records of figures over the rows of all clients together, and of forgetting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def known(values: Any) -> Any:
+    """Drops what was not measured: null and NaN."""
+    if not isinstance(values, Mapping):
+        return values
+    return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+
+
+def listed(values: Any) -> Any:
+    """A list by its places, without those that are empty."""
+    return known(dict(enumerate(values)) if isinstance(values, list) else values)
+
+
+PerClient = Annotated[dict[int, float], BeforeValidator(known)]
+PerClass = Annotated[dict[int, float], BeforeValidator(listed)]
+
+
+CONFIG = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Record(BaseModel):
+    model_config = CONFIG
+
+
+class Pooled(_Record):
+    """Scores over the rows of all clients together; recall by class, of the classes that occur."""
+
+    accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    recall: PerClass = {}
+
+
+class Forgetting(_Record):
+    """Accuracy on the others' rows lost by one client's training: the mean over the run's second half, and by round."""
+
+    mean: float | None = None
+    rounds: list[int] = []
+    per_client: PerClient = {}
+    by_round: dict[int, float] = {}
+
+
+class Together(_Record):
+    test: Pooled | None = None
+
+
+class Forgotten(_Record):
+    """By the client that has trained."""
+
+    test: PerClient = {}
+
+
+class Figure(_Record):
+    """A figure over seeds: its mean, and the half-width of its 95 % interval."""
+
+    mean: float | None = None
+    ci95: float | None = None
+    per_seed: list[float] = []
+
+
+class PooledOver(_Record):
+    """`Pooled` over seeds. The lowest recall is each seed's own, of whatever class."""
+
+    accuracy: Figure = Figure()
+    balanced_accuracy: Figure = Figure()
+    lowest_recall: Figure = Figure()
+    recall: PerClass = {}
