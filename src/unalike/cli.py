@@ -168,6 +168,21 @@ def report(
 
 
 @app.command()
+def audit(folder: Folder, as_json: Json = False) -> None:
+    """Compare a simulated run's impressions with all clients' images: are there copies among them?
+
+    It needs the data of all clients in one place. At a site the gate compares, with its own images only.
+    """
+    from . import report
+    from .audit import audit, verdict
+
+    found = audit(folder)
+    print(json.dumps(found) if as_json else verdict(found))
+    if (folder / "report.html").is_file():
+        report.write(folder)
+
+
+@app.command()
 def export(
     folder: Folder,
     client: Client,

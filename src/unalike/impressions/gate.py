@@ -52,6 +52,10 @@ class Near:
         """Distance to the nearest training image (M,)."""
         return self.distances[:, 0]
 
+    def rows(self, which: Tensor | slice) -> Near:
+        """Of some of the images."""
+        return Near(self.indices[which], self.distances[which])
+
 
 @dataclass(frozen=True, eq=False)
 class Gate:
@@ -63,13 +67,13 @@ class Gate:
     threshold: float
     """Margin below which an image is a near-copy."""
 
-    def margins(self, images: Tensor) -> Tensor:
+    def margins(self, near: Near) -> Tensor:
         """d₁/d₂ of M images (M,), in 0..1: small for a copy."""
-        return _margins(neighbours(images, self.train), self.train, self.same)
+        return _margins(near, self.train, self.same)
 
     def near_copies(self, images: Tensor) -> Tensor:
         """Which of M images are near-copies of a training image, bool (M,)."""
-        return self.margins(images) < self.threshold
+        return self.margins(neighbours(images, self.train)) < self.threshold
 
 
 def near_copies(received: Tensor, train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> Tensor:
@@ -87,7 +91,13 @@ def near_copies(received: Tensor, train: Tensor, held_out: Tensor, alarms: float
     Raises:
         InputError: images of unlike shapes.
     """
-    return calibrate(train, held_out, alarms).near_copies(received)
+    _require_alike(received, train)
+    images, without = _calibrators(train, held_out)
+    nothing = without.new_full((len(received),), -1)
+    near = neighbours(torch.cat([received.float(), images]), train, torch.cat([nothing, without]))
+    judged, usual = near.rows(slice(len(received))), near.rows(slice(len(received), None))
+    own = _calibrated(usual, train, alarms)
+    return own.margins(judged) < own.threshold
 
 
 def refuses(received: Tensor, train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> bool:
@@ -101,14 +111,20 @@ def calibrate(train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> Gate:
     With m < `ENOUGH` training rows are calibrated on too, each against all others. With fewer than 1/alarms rows in
     all the smallest margin among them is the threshold, and at most `STRICT`.
     """
-    few = _spread(held_out, CALIBRATORS)
-    found = neighbours(few, train)
-    if len(few) < ENOUGH:
-        own = torch.linspace(0, len(train) - 1, min(ENOUGH - len(few), len(train)), device=train.device).long()
-        left = neighbours(train[own], train, without=own)
-        found = Near(torch.cat([found.indices, left.indices]), torch.cat([found.distances, left.distances]))
-    new = found.nearest > SAME
-    found = Near(found.indices[new], found.distances[new])
+    images, without = _calibrators(train, held_out)
+    return _calibrated(neighbours(images, train, without), train, alarms)
+
+
+def _calibrators(train: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Images to calibrate on, and the training row that each is (−1: none)."""
+    few = spread(held_out, CALIBRATORS)
+    own = torch.arange(len(train), device=train.device)
+    own = spread(own, ENOUGH - len(few)) if len(few) < ENOUGH else own[:0]
+    return torch.cat([few, train[own]]).float(), torch.cat([own.new_full((len(few),), -1), own])
+
+
+def _calibrated(found: Near, train: Tensor, alarms: float) -> Gate:
+    found = found.rows(found.nearest > SAME)
     same = max(SAME, lowest(found.nearest, alarms))
     margins = _margins(found, train, same)
     threshold = lowest(margins, alarms) if len(margins) else STRICT
@@ -116,7 +132,7 @@ def calibrate(train: Tensor, held_out: Tensor, alarms: float = ALARMS) -> Gate:
 
 
 def neighbours(images: Tensor, train: Tensor, without: Tensor | None = None) -> Near:
-    """The nearest `NEIGHBOURS` training images of M images; of image i without training image `without[i]`.
+    """The nearest `NEIGHBOURS` training images of M images; of image i without training image `without[i]` (−1: none).
 
     Where there are fewer, the list is filled with distance 1, that of images which have nothing in common.
     """
@@ -214,7 +230,8 @@ def lowest(values: Tensor, share: float) -> float:
     return float(values.kthvalue(k).values) if len(values) else 0.0
 
 
-def _spread(images: Tensor, most: int) -> Tensor:
+def spread(images: Tensor, most: int) -> Tensor:
+    """At most so many of the images, evenly spaced."""
     if len(images) <= most:
         return images
     return images[torch.linspace(0, len(images) - 1, most, device=images.device).long()]

@@ -17,6 +17,7 @@ from unalike.telemetry.events import total
 from .records import (
     BASELINE,
     Asked,
+    Audit,
     Compared,
     Comparison,
     Event,
@@ -70,6 +71,7 @@ def read_run(folder: Path) -> Run:
         rounds=ordered,
         experiment=experiment,
         manifest=_file(folder / "manifest.json", Manifest) or Manifest(),
+        audit=_file(folder / "audit.json", Audit),
         keepsakes={int(path.stem[6:]): path for path in (folder / "keepsakes").glob("round-*.safetensors")},
     )
 

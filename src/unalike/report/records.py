@@ -183,6 +183,25 @@ class Manifest(Record):
     commit: str | None = None
 
 
+class Audited(Record):
+    round: int
+    images: int
+    copies: int
+
+
+class Audit(Record):
+    """audit.json: impressions against all clients' images, and held-out ones (`others`) beside them."""
+
+    verdict: str
+    train: int = 0
+    held_out: int = 0
+    threshold: float = 0
+    rounds: list[Audited] = []
+    impressions: dict[str, dict[str, float]] = {}
+    """Quantiles of "distances" and of "margins"."""
+    others: dict[str, dict[str, float]] = {}
+
+
 class Difference(Record):
     """A method's mean minus that of the reference `to`, paired by seed; ci95 is a half-width."""
 
@@ -295,6 +314,7 @@ class Run:
     rounds: list[Event]
     experiment: dict[str, Any]
     manifest: Manifest
+    audit: Audit | None = None
     keepsakes: dict[int, Path] = field(default_factory=dict)
     """The files that the method has left, by round."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import classes, course, forgotten, impressions, pictures, story, work
+from . import classes, course, forgotten, impressions, likeness, pictures, story, work
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
@@ -30,6 +30,7 @@ def page(run: Run, other: Run | None) -> str:
         classes.single(run, other),
         forgotten.single(run),
         impressions.single(run),
+        likeness.audited(run),
         partition(run),
         alpha(run),
         _cost(run),
