@@ -16,6 +16,7 @@ from .algorithms import find
 from .data.federation import Federation, federation
 from .engines.checkpoint import Checkpoints
 from .errors import UnalikeError
+from .impressions.settings import Impressions
 from .local import LocalTraining
 from .memory import needs
 from .protocol import Algorithm, Arrival, Job
@@ -64,6 +65,8 @@ def _instance(algorithm: Any) -> Algorithm[Any, Any, Any]:
     changes: dict[str, Any] = {"fraction": 0.5} if made.fraction == 1.0 else {}
     if hasattr(made, "local_epochs"):
         changes["local_epochs"] = 1
+    if isinstance(made, Impressions):
+        changes |= {"images": min(made.images, 20), "admm": 1}
     return dataclasses.replace(made, **changes)
 
 

@@ -15,8 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from .algorithms import find
 from .data.fleet import is_file
-from .data.sources import SOURCES
+from .data.sources import located as located_data
 from .errors import InputError
+from .impressions import settings as impressions
+from .impressions.wrapper import require_support
 from .plugins import absolute
 from .protocol import Algorithm
 
@@ -47,20 +49,26 @@ class Experiment(BaseModel):
     method: str = Field("pfedafm", description="a name of `unalike methods`, file.py:Class or package.module:Class")
     seed: int = Field(0, description="seeds the partition, the initial models and every draw")
 
-    data: str = Field("digits", description="a name of `unalike data`, a .npz or .csv file, a folder of images")
+    data: str = Field("digits", description="a name of `unalike data`, .npz, .csv, folder of images; several: A+B")
     data_path: str | None = Field(None, description="folder with the files of a named data set")
     label: str | None = Field(None, description="label column of a CSV file [label]")
     site_column: str | None = Field(None, description="column that names each row's site")
+    group_column: str | None = Field(None, description="column whose rows stay in one part [group, groups, slide]")
     impute: Literal["mean", "median", "zero"] | None = Field(None, description="how missing values are filled")
     image_size: int | None = Field(None, ge=4, le=1024, description="side in pixels of a folder's images")
     rows: int | None = Field(None, ge=2, description="draw so many rows, beside an official test set [all]")
 
     clients: int | None = Field(None, ge=1, description="number of clients [10]")
     partition: str = Field(
-        "dirichlet:0.5", description="iid, dirichlet:ALPHA, pathological:K, quantity:ALPHA, site, file:PATH"
+        "dirichlet:0.5",
+        description="iid, dirichlet:ALPHA, pathological:K, quantity:ALPHA, site, site:iid, file:PATH",
     )
     split: Split = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
     min_per_client: int = Field(10, ge=0, description="least number of rows of a client")
+
+    shift: str | None = Field(
+        None, description="simulated domain shift of images, stain:0.8,blur:0.5 or mixed:0.7 [none]"
+    )
 
     models: tuple[str, ...] = Field((), description="models that clients take in turn [five sizes for the data]")
     model_map: dict[int, str] = Field({}, description="client to model where it is not its turn's, 0=cnn-1,3=cnn-5")
@@ -144,9 +152,20 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
             raise unknown_key(key, [*known, *GENERAL], f"{method} has {', '.join(known)}", where)
     try:
         parameters = _parameters_model(kind)(**own).model_dump()
+        parameters["impressions"] = _impressions(kind, method, parameters["impressions"])
         return Experiment(**{**general, "method": absolute(method)}, parameters=parameters)
     except ValidationError as error:
         raise InputError(f"{where}{first_line(error)}") from None
+
+
+def _impressions(kind: type[Algorithm[Any, Any, Any]], method: str, text: str) -> str:
+    """The settings of impressions as they are written down: those that are given, as the values that they stand for."""
+    if not text:
+        return ""
+    require_support(kind, method)
+    start, given = impressions.options(text)
+    found = _parameters_model(impressions.Impressions)(**given).model_dump()
+    return impressions.written(start, {name: found[name] for name in given})
 
 
 def unknown_key(key: str, known: Iterable[str], otherwise: str, where: str = "") -> InputError:
@@ -237,10 +256,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 def located(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The keys with relative paths counted from `folder`."""
     found = dict(keys)
-    for key in ("data", "data_path"):
-        beside = folder / str(found.get(key, ""))
-        if key in found and str(found[key]) not in SOURCES and beside.exists():
-            found[key] = str(beside)
+    if "data" in found:
+        found["data"] = located_data(str(found["data"]), folder)
+    if "data_path" in found and (folder / str(found["data_path"])).exists():
+        found["data_path"] = str(folder / str(found["data_path"]))
     if str(found.get("partition", "")).startswith("file:"):
         found["partition"] = f"file:{folder / found['partition'].removeprefix('file:')}"
     if is_file(str(found.get("fleet", ""))):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from . import tree
 from .protocol import Batch, Count, NonNegative, Positive, Share
-from .rng import Key
+from .rng import Key, round_half_up
 from .tasks import Task
 from .tree import Flat, Tree
 
@@ -103,6 +104,8 @@ class LocalTraining:
         """The rows, with their weights in the loss where there is a `class_balance`."""
         if not self.class_balance:
             return data
+        if isinstance(data, Mixture):
+            return replace(data, rows=self.weighed(data.rows))
         return {**data, "weight": data.get("weight", 1.0) * balanced_weights(data["y"], self.class_balance)}
 
 
@@ -227,6 +230,9 @@ def batches(data: Batch, size: int, epochs: int, key: Key, drop_last: bool = Fal
     where PyTorch would train on nothing. A lone last row is left out in any case when there are others, because batch
     normalisation cannot train on one row.
     """
+    if isinstance(data, Mixture):
+        yield from data.mixed(batches(data.rows, size, epochs, key, drop_last), size, key / "beside")
+        return
     first = next(iter(data.values()))
     n = len(first)
     last = n % size
@@ -235,6 +241,56 @@ def batches(data: Batch, size: int, epochs: int, key: Key, drop_last: bool = Fal
         order = torch.randperm(n, generator=(key / epoch).torch())[:kept]
         for picked in torch.split(order.to(first.device), size):
             yield {name: rows.index_select(0, picked) for name, rows in data.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Mapping[str, Tensor]):
+    """A client's rows with others beside them: a batch of its rows, cut by `batches`, has some of the others after it.
+
+    To whoever does not cut it into batches it is the client's rows, and nothing else.
+    """
+
+    rows: Batch
+    beside: Batch
+    """The others, with the same columns."""
+    ratio: float | None
+    """Rows beside one row of the client's, at least one beside each batch; None: all of them beside a whole batch."""
+    lam: float | None
+    """λ: what the rows beside count, all together, where the client's own count 1; None: each row the same."""
+    frozen: bool = False
+    """Whether rows beside pass in evaluation mode and move no statistic (column "frozen")."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def mixed(self, batches: Iterable[Batch], size: int, key: Key) -> Iterator[Batch]:
+        """The batches, of `size` rows when whole, with rows beside: permutations of all, one after the other."""
+        order, cycles, m = torch.zeros(0, dtype=torch.long), itertools.count(), len(self.beside["x"])
+        ratio = m / size if self.ratio is None else self.ratio
+        for batch in batches:
+            n = max(1, round_half_up(ratio * len(batch["x"])))
+            while len(order) < n:
+                permutation = torch.randperm(m, generator=(key / next(cycles)).torch())
+                order = torch.cat([order, permutation])
+            yield self._joined(batch, order[:n])
+            order = order[n:]
+
+    def _joined(self, batch: Batch, picked: Tensor) -> Batch:
+        """(Σ w L(own) / Σ w + λ mean L(beside)) / (1 + λ) as one weighted mean."""
+        x, n = batch["x"], len(picked)
+        weight = batch.get("weight", x.new_ones(len(x)))
+        each = weight.sum() / len(x) if self.lam is None else self.lam * weight.sum() / n
+        joined = {name: torch.cat([batch[name], self.beside[name][picked.to(x.device)]]) for name in ("x", "y")}
+        joined["weight"] = torch.cat([weight, each.expand(n)])
+        if self.frozen:
+            joined["frozen"] = torch.cat([x.new_zeros(len(x)), x.new_ones(n)]).bool()
+        return joined
 
 
 def train(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from . import runs, tasks, tree
-from .algorithms import ALGORITHMS, find
-from .config import parameters_of
+from . import config, runs, tasks, tree
+from .algorithms import ALGORITHMS, build, find, parameters_of
 from .data.federation import Federation
 from .data.preprocess import Preprocess
 from .engines.checkpoint import Checkpoints
@@ -81,7 +80,7 @@ class PersonalModel:
         about = {
             "format": FORMAT,
             "method": self.method,
-            "parameters": {name: getattr(self.algorithm, name) for name in parameters_of(type(self.algorithm))},
+            "parameters": parameters_of(self.algorithm, config.parameters_of(find(self.method))),
             "info": asdict(self.info),
             "models": {tier: asdict(self.algorithm.models[tier]) for tier in self._tiers()},
             "task": tasks.describe(self.algorithm.task),
@@ -206,9 +205,8 @@ def load(
         raise InputError(f"{path} is no personal model written by `unalike export`") from error
     _require_known([about["method"], *(spec["name"] for spec in about["models"].values())], path, trust_code)
     specs = {tier: Spec(**with_tuples(spec)) for tier, spec in about["models"].items()}
-    algorithm = find(about["method"])(**about["parameters"])
     return PersonalModel(
-        algorithm=replace(algorithm, models=specs, task=tasks.restore(about["task"])),
+        algorithm=build(about["method"], about["parameters"], models=specs, task=tasks.restore(about["task"])),
         method=about["method"],
         info=ClientInfo(**with_tuples(about["info"])),
         preprocess=Preprocess.restore(about["preprocess"]),

@@ -120,16 +120,16 @@ class Algorithm(ABC, Generic[ServerT, PrivateT, WireT]):
     """Whether clients of unlike architectures are refused, unless `shared_model` says what all of them train."""
     global_model: ClassVar[str] = ""
     """Branch of the server's state and of what clients send that is a whole `shared` model; empty: there is none."""
-
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named settings (`--preset paper`); what is given beside a preset goes before it."""
-
     rounds: Count = 20
     """How many rounds the run has."""
     fraction: PositiveShare = 1.0
     """Share of the clients that take part in a round."""
     shared_model: str = ""
     """Architecture of whatever is common to all clients; empty: the smallest among the clients' own."""
+    impressions: str = ""
+    """Synthetic images that clients train on beside their own, "noise(images=160, lam=1)"; empty: none."""
     models: Mapping[str, Spec] = field(default_factory=dict)
     """Tier to model, filled in when the method meets its federation."""
     task: Task = field(default=None, repr=False)  # type: ignore[assignment]

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from . import config, models
-from .algorithms import find
+from .algorithms import build, find, parameters_of
 from .config import Experiment
 from .data import fleet
 from .data.federation import Federation, federation, with_shared
 from .data.partition import Partition
-from .data.sources import SOURCES
+from .data.sources import located
 from .engines.checkpoint import Checkpoints
 from .engines.loop import Plan
 from .errors import InputError
@@ -54,7 +54,13 @@ class Prepared:
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's own parameters as it has them."""
-        return {name: getattr(self.algorithm, name) for name in config.parameters_of(type(self.algorithm))}
+        return parameters_of(self.algorithm, self.experiment.parameters)
+
+    @property
+    def simulated(self) -> dict[str, str]:
+        """Which shift of the clients' images is simulated, as run folders name it; a server without rows was told."""
+        asked = self.experiment.shift
+        return self.federation.simulated or ({"simulated_shift": asked} if asked else {})
 
     def plan(self, folder: Path, listeners: tuple[events.Listener, ...] = ()) -> Plan:
         e = self.experiment
@@ -87,22 +93,21 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     """
     check_device(experiment.device)
     found = given or load_federation(experiment)
-    kind = find(experiment.method)
     require_alike([experiment], found)
     own = {info.tier: found.models[info.tier] for info in found.clients}
     found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
-    asked = kind(**{**experiment.parameters, "shared_model": shared}, models=found.models, task=found.task)
+    parameters = {**experiment.parameters, "shared_model": shared}
+    asked = build(experiment.method, parameters, models=found.models, task=found.task)
     algorithm = asked.settle(found.clients)
     algorithm.require(found.clients)
     require_measurable(experiment, found)
-    own_names = config.parameters_of(kind)
-    settled = {n: v for n in own_names if (v := getattr(algorithm, n)) != getattr(asked, n)}
+    settled = {n: v for n, v in parameters_of(algorithm, parameters).items() if v != parameters[n]}
     cores = os.cpu_count() or 1
     if experiment.engine == "flower":
         require_extra("flower", "flwr")
     engine = experiment.engine or ("processes" if cores > 1 and experiment.device == "cpu" else "serial")
     workers = experiment.workers or min(cores, 8, len(found.clients))
-    drawn = found.partition.scheme.partition(":")[0] not in ("site", "file")
+    drawn = found.partition.scheme != "site" and not found.partition.scheme.startswith("file:")
     update = {
         "clients": len(found.clients) if drawn else None,
         "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
@@ -173,7 +178,7 @@ def load_federation(experiment: Experiment, partition: Partition | None = None) 
     """The federation an experiment asks for, or the same data and models with a partition already drawn."""
     asked = {key: getattr(experiment, key) for key in FEDERATION_KEYS if key != "partition"}
     if partition:
-        asked["rows"] = None
+        asked |= {"rows": None, "shift": None}  # which the partition has
     return federation(**asked, partition=partition or experiment.partition)
 
 
@@ -223,9 +228,10 @@ def _fill(folder: Path, prepared: Prepared) -> None:
 def absolute_paths(keys: dict[str, Any]) -> dict[str, Any]:
     """The same keys with the paths of existing files made absolute, so that they hold from any folder."""
     found = dict(keys)
-    for key in ("data", "data_path"):
-        if key in found and found[key] not in SOURCES and Path(found[key]).exists():
-            found[key] = str(Path(found[key]).resolve())
+    if "data" in found:
+        found["data"] = located(found["data"], Path.cwd())
+    if "data_path" in found and Path(found["data_path"]).exists():
+        found["data_path"] = str(Path(found["data_path"]).resolve())
     if str(found.get("partition", "")).startswith("file:"):
         found["partition"] = f"file:{Path(found['partition'][5:]).resolve()}"
     if fleet.is_file(found.get("fleet", "")):
@@ -242,6 +248,7 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
         "partition_hash": found.partition.hash,
+        **prepared.simulated,
         **({"fleet_hash": budgets} if (budgets := fleet.digest(found.budgets)) else {}),
         "code_sha256": code_fingerprints(prepared),
         "machine": {
@@ -318,12 +325,13 @@ def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:
     experiment = prepared.experiment
     summary = {
         "algorithm": experiment.method,
-        "paper": prepared.algorithm.paper,
+        "paper": find(experiment.method).paper,
         "data": experiment.data,
         "seed": experiment.seed,
         "clients": len(prepared.federation.clients),
         "partition": prepared.federation.partition.scheme,
         "partition_hash": prepared.federation.partition.hash,
+        **prepared.simulated,
         **summarise(events.read(folder / EVENTS), index.best_round),
         "state_sha256": index.state_sha256(),
         "parameters": experiment.parameters,

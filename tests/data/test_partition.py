@@ -330,5 +330,6 @@ def test_every_scheme_is_described() -> None:
         "pathological",
         "quantity",
         "site",
+        "site",
         "file",
     ]

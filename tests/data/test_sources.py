@@ -91,7 +91,9 @@ def test_data_layer_imports_neither_torch_nor_pickle(module: ModuleType) -> None
 
 @pytest.mark.parametrize("name", ["digit", "fashion-mnst", "cifar10"])
 def test_unknown_name_lists_and_suggests(name: str) -> None:
-    refused(lambda: load(name), "digits, breast-cancer, wine, fashion-mnist, cifar-10, cifar-100", "did you mean")
+    refused(
+        lambda: load(name), "digits, breast-cancer, wine, mnist, fashion-mnist, cifar-10, cifar-100", "did you mean"
+    )
 
 
 def test_an_option_that_would_be_ignored_is_refused(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError
+from ..impressions.wrapper import WithImpressions
 from ..plugins import load_object
 from ..protocol import Algorithm
 
@@ -55,6 +56,7 @@ ALGORITHMS = Catalogue(
         "heterofl": "heterofl:HeteroFL",
         "fedrolex": "fedrolex:FedRolex",
         "depthfl": "depthfl:DepthFL",
+        "fedimpres": "fedimpres:FedImpres",
     }
 )
 
@@ -69,3 +71,19 @@ def find(name: str) -> type[Algorithm[Any, Any, Any]]:
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise InputError(f"{name} is not a subclass of unalike.Algorithm")
     return found
+
+
+def build(name: str, parameters: Mapping[str, Any], **met: Any) -> Algorithm[Any, Any, Any]:
+    """The method `name` with its parameters, and with impressions around it where it is to have them.
+
+    Args:
+        met: what its federation fills in: models and task.
+    """
+    made = find(name)(**parameters, **met)
+    return WithImpressions.around(made) if made.impressions else made
+
+
+def parameters_of(algorithm: Algorithm[Any, Any, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The values of a method's own parameters, also of one that has impressions around it."""
+    inner = algorithm.inner if isinstance(algorithm, WithImpressions) else algorithm
+    return {name: getattr(inner, name) for name in names}

@@ -26,6 +26,9 @@ Kind = Literal["image", "table", "window"]
 Impute = Literal["mean", "median", "zero"]
 
 X_NAMES, Y_NAMES, SITE_NAMES = ("x", "X", "images", "data"), ("y", "Y", "labels", "target"), ("site", "sites", "slide")
+GROUP_NAMES = ("group", "groups", "slide")
+UNGROUPED = "none"
+"""The group column of who wants none."""
 PLAIN = (
     """python -c "import numpy as np, pathlib as p; [(p.Path('plain', d).mkdir(parents=True, exist_ok=True), """
     """np.savez_compressed(p.Path('plain', f), **np.load(f, allow_pickle=True)['data'].item())) """
@@ -41,8 +44,9 @@ class Source:
 
     x: image uint8 or float32 (n, channels, height, width), table float32 (n, features), window float32 (n, channels,
     time); y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official test set; sites: str (n,), each row's
-    natural client; pixel_max: the value of an image that is white; impute: how a client is to fill NaN, which
-    only tables and windows may have, and only if this is given.
+    natural client; groups: str (n,), what each row was cut from or measured on, which is never to lie in two of
+    training, validation and test; pixel_max: the value of an image that is white; impute: how a client is to fill NaN,
+    which only tables and windows may have, and only if this is given.
     """
 
     name: str
@@ -52,12 +56,15 @@ class Source:
     classes: tuple[str, ...]
     test: NDArray[np.bool_] | None = None
     sites: NDArray[np.str_] | None = None
+    groups: NDArray[np.str_] | None = None
     features: tuple[str, ...] = ()
     pixel_max: float = 1.0
     impute: Impute | None = None
+    simulated_shift: str = ""
+    """What the images were put through, each client's in its own way, see `data.shift`."""
 
     def __post_init__(self) -> None:
-        same_length(self.name, x=self.x, y=self.y, test=self.test, sites=self.sites)
+        same_length(self.name, x=self.x, y=self.y, test=self.test, sites=self.sites, groups=self.groups)
         if self.test is not None and self.test.all() | ~self.test.any():
             raise InputError(f"{self.name}: `test` must mark some rows and not all; it marks {self.test.sum()}")
         if self.impute not in (None, *get_args(Impute)):
@@ -102,7 +109,7 @@ class Source:
 
     def take(self, rows: NDArray[np.int64]) -> Source:
         """A source of these rows only."""
-        per_row = {name: getattr(self, name) for name in ("x", "y", "test", "sites")}
+        per_row = {name: getattr(self, name) for name in ("x", "y", "test", "sites", "groups")}
         return replace(self, **{name: array[rows] for name, array in per_row.items() if array is not None})
 
     @cached_property
@@ -203,7 +210,7 @@ class Piece(NamedTuple):
     site: str | None = None
 
 
-def _rows(piece: Piece, site_column: str | None) -> dict[str, Array | None]:
+def _rows(piece: Piece, site_column: str | None, group_column: str | None) -> dict[str, Array | None]:
     arrays = read_npz(piece.file)
 
     def pick(names: Sequence[str], needed: bool = True) -> Array | None:
@@ -220,24 +227,30 @@ def _rows(piece: Piece, site_column: str | None) -> dict[str, Array | None]:
         raise InputError(f"{piece.file}: `test` must be true or false for each row, not {test.dtype}")
     site_names = [site_column] if site_column else SITE_NAMES
     site = np.full(size, piece.site) if piece.site else pick(site_names, needed=bool(site_column))
+    group_names = [group_column] if group_column else GROUP_NAMES
+    group = None if group_column == UNGROUPED else pick(group_names, needed=bool(group_column))
     optional = {"classes": pick(["classes"], needed=False), "white": arrays.get("pixel_max")}
-    return {"x": x, "y": y, "test": test, "site": site, **optional}
+    return {"x": x, "y": y, "test": test, "site": site, "group": group, **optional}
 
 
 def npz_source(
-    name: str, pieces: Sequence[Piece], impute: Impute | None = None, site_column: str | None = None
+    name: str,
+    pieces: Sequence[Piece],
+    impute: Impute | None = None,
+    site_column: str | None = None,
+    group_column: str | None = None,
 ) -> Source:
-    """One source of several files: x and y under `X_NAMES` and `Y_NAMES`; optional test, site, classes, pixel_max."""
-    rows = [_rows(piece, site_column) for piece in pieces]
+    """One source of several files: x and y under `X_NAMES` and `Y_NAMES`, and the optional arrays of docs/data.md."""
+    rows = [_rows(piece, site_column, group_column) for piece in pieces]
     joined: dict[str, Array | None] = {}
-    for key in ("x", "y", "test", "site"):
+    for key in ("x", "y", "test", "site", "group"):
         parts = [array for r in rows if (array := r[key]) is not None]
         try:
             joined[key] = np.concatenate(parts) if len(parts) == len(rows) else None
         except ValueError as error:
             shapes = sorted({str(part.shape[1:]) for part in parts})
             raise InputError(f"{name}: the files' {key} differ in shape: {' and '.join(shapes)}") from error
-    x, y, test, site = joined.values()
+    x, y, test, site, group = joined.values()
     assert x is not None
     assert y is not None
     classes, white = rows[0]["classes"], rows[0]["white"]
@@ -249,5 +262,6 @@ def npz_source(
         white=None if white is None else float(white),
         test=None if test is None else test.astype(bool),
         sites=None if site is None else site.astype(str),
+        groups=None if group is None else group.astype(str),
         impute=impute,
     )

@@ -21,11 +21,12 @@ from ..rng import Key
 from ..tasks import Classification, Task
 from . import Impute, Source
 from .fleet import Budgets, budgets
-from .partition import Partition, draw
+from .partition import PARTS, Partition, draw
 from .preprocess import Preprocess
+from .shift import draw as draw_shift
+from .shift import parse as parse_shift
+from .shift import require_images, shifted
 from .sources import load as load_source
-
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,11 @@ class Federation:
     def describe(self) -> dict[str, Any]:
         """The picture of who has what, as it stands in partition.json."""
         counts = self.partition.label_counts(self.source.y, len(self.source.classes))
+        shift = self.partition.shift
         return {
             "scheme": self.partition.scheme,
+            **self.simulated,
+            **({} if self.source.groups is None else {"groups": len(np.unique(self.source.groups))}),
             "hash": self.partition.hash,
             "classes": list(self.source.classes),
             "clients": [
@@ -72,11 +76,17 @@ class Federation:
                     "tier": info.tier,
                     **{part: len(self.rows(info.id, part)) for part in PARTS},
                     **({} if info.memory is None else {"memory": info.memory}),
+                    **({"simulated_shift": shift.clients[info.id].describe()} if shift else {}),
                     "labels": counts[info.id].tolist(),
                 }
                 for info in self.clients
             ],
         }
+
+    @property
+    def simulated(self) -> dict[str, str]:
+        """The text of the simulated shift, where there is one, under the name it has in files."""
+        return {"simulated_shift": self.partition.shift.simulated} if self.partition.shift else {}
 
     @property
     def budgets(self) -> Budgets:
@@ -106,7 +116,7 @@ class Federation:
             tuple(np.searchsorted(kept, self.rows(k, part) if k in clients else kept[:0]) for k in range(n))
             for part in PARTS
         )
-        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None)
+        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None, groups=None)
         partition = replace(self.partition, train=train, validation=validation, test=test)
         return replace(self, source=source, partition=partition, keys={})
 
@@ -124,6 +134,7 @@ class Federation:
                 "features": self.source.features,
                 "pixel_max": self.source.pixel_max,
                 "impute": self.source.impute,
+                "simulated_shift": self.source.simulated_shift,
             },
             "clients": [asdict(info) for info in self.clients],
             "models": {tier: asdict(spec) for tier, spec in self.models.items()},
@@ -152,6 +163,7 @@ def federation(
     data_path: str | Path | None = None,
     label: str | None = None,
     site_column: str | None = None,
+    group_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
     rows: int | None = None,
@@ -159,6 +171,7 @@ def federation(
     partition: str | Partition = "dirichlet:0.5",
     split: Sequence[float] = (0.6, 0.2, 0.2),
     min_per_client: int = 10,
+    shift: str | None = None,
     models: Sequence[str] = (),
     model_map: Mapping[int, str] | None = None,
     feature_width: int | None = None,
@@ -168,45 +181,65 @@ def federation(
     """Load data, divide it among clients and give each a model.
 
     Args:
-        data: a built-in name, a file, a folder (see `unalike data`), or a `Source` made by hand.
-        data_path, label, site_column, impute, image_size: how to read it, see docs/data.md.
+        data: a built-in name, a file, a folder (see `unalike data`), several of them joined by +, or a `Source`.
+        data_path, label, site_column, group_column, impute, image_size: how to read it, see docs/data.md.
         rows: draw so many rows of the data at random and leave out the others; an official test set stays whole.
         clients: number of clients (10); for `partition="site"` the data tells.
         partition: a scheme such as "dirichlet:0.5", or a `Partition`.
         split: shares of train, validation and test rows of each client.
         min_per_client: least number of rows a client must get.
+        shift: simulated domain shift such as "stain:0.8,blur:0.5" or "mixed:0.7", see `data.shift`: each client's
+            images, of all parts, go through a transform of its own. The partition keeps it.
         models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
         model_map: client to model, overriding its turn.
         feature_width: pool every extractor's output to this width.
         fleet: memory budgets, "2GiB", "uniform:LOW:HIGH" or a file, see `data.fleet`; None: nobody has one.
-        seed: seeds the choice of rows, the partition and the budgets.
+        seed: seeds the choice of rows, the partition, the shift and the budgets.
 
     Raises:
         InputError: in one line what is wrong, where, and what would be right.
     """
+    if shift is not None:
+        parse_shift(shift)
     keys: dict[str, Any] = {}
     if isinstance(data, Source):
         source = data
         source.require_classes()
     else:
         keys = {"data": data, "data_path": data_path and str(data_path), "label": label, "site_column": site_column}
-        keys |= {"impute": impute, "image_size": image_size, "split": tuple(split), "min_per_client": min_per_client}
+        keys |= {
+            "group_column": group_column,
+            "impute": impute,
+            "image_size": image_size,
+            "split": tuple(split),
+            "min_per_client": min_per_client,
+        }
         source = load_source(
             data,
             path=Path(data_path) if data_path else None,
             label=label,
             site_column=site_column,
+            group_column=group_column,
             impute=impute,
             image_size=image_size,
         )
     if rows is not None and not (isinstance(partition, str) and not partition.startswith("file:")):
         raise InputError("the partition says already which rows are used: leave --rows out")
+    if shift is not None:
+        require_images(source, shift)
     if isinstance(partition, str):
         drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
         part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
-        clients = 10 if clients is None and not partition.startswith(("site", "file:")) else clients
+        clients = 10 if clients is None and partition != "site" and not partition.startswith("file:") else clients
         divided = draw(part, partition, clients=clients, key=key, split=tuple(split), min_per_client=min_per_client)
         partition = divided.within(drawn)
+    if shift is not None and partition.shift:
+        raise InputError(f"--shift {shift}: the partition has one already ({partition.shift.simulated}): leave it out")
+    if shift is not None:
+        key = Key.root(seed) / "shift"
+        partition = replace(partition, shift=draw_shift(shift, len(partition), source.x.shape[1:], key))
+    if partition.shift:
+        source = shifted(source, list(map(partition.of, range(len(partition)))), partition.shift)
     found = assemble(source, partition, models, model_map or {}, feature_width, keys)
     return found if fleet is None else found.with_budgets(budgets(fleet, len(found.clients), Key.root(seed) / "fleet"))
 

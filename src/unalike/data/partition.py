@@ -7,21 +7,20 @@ rounding, and the same two steps, round and deal, divide an official test set am
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import write_atomically
 from ..rng import Key
-from . import Source, digest, read_npz
+from . import Source, read_npz
+from .divided import PARTS, Partition
+from .groups import apart
+
+__all__ = ["PARTS", "SCHEMES", "Partition", "draw"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,63 +31,11 @@ SCHEMES = {
     "pathological:CLASSES": "each client has exactly CLASSES classes; equal shares of each class",
     "quantity:ALPHA": "rows dealt at random, clients' sizes by Dirichlet(ALPHA)",
     "site": "one client for each site of the source",
+    "site:SCHEME": "clients take the sites in turn; each site's rows divided among its own by SCHEME, such as iid",
     "file:PATH": "a partition made elsewhere: an .npz with one array of row numbers for each client, or a saved one",
 }
-PARTS = ("train", "validation", "test")
 RANDOM_SIZES = ("dirichlet", "quantity")
 DRAWS = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Partition:
-    """For each client, the sorted row numbers (int64) of a source that it trains, validates and tests on."""
-
-    train: tuple[Ints, ...]
-    validation: tuple[Ints, ...]
-    test: tuple[Ints, ...]
-    scheme: str
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.train)
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) of the row numbers: partitions of equal hash give each client the same rows."""
-        return digest(rows for part in PARTS for rows in getattr(self, part))
-
-    def label_counts(self, y: Ints, classes: int) -> Ints:
-        """Training rows of each of the K = `classes` classes: (clients, K)."""
-        return np.stack([np.bincount(y[rows], minlength=classes) for rows in self.train])
-
-    def within(self, rows: Ints) -> Partition:
-        """The same partition, of which row i is row `rows[i]` of a larger source."""
-        train, validation, test = (tuple(rows[mine] for mine in getattr(self, part)) for part in PARTS)
-        return replace(self, train=train, validation=validation, test=test)
-
-    def save(self, path: Path) -> None:
-        """Write an .npz that `load` and "file:PATH" read; an older file stays whole until the new one is."""
-        arrays: dict[str, Any] = {"scheme": np.array(self.scheme), "names": np.array(self.names, dtype=np.str_)}
-        for part in PARTS:
-            rows = getattr(self, part)
-            arrays[part] = np.concatenate([np.zeros(0, np.int64), *rows])
-            arrays[f"{part}_sizes"] = np.array([len(r) for r in rows], np.int64)
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        write_atomically(path, content.getvalue())
-
-    @classmethod
-    def load(cls, path: Path) -> Partition:
-        """What `save` wrote."""
-        arrays = read_npz(path)
-        absent = {"scheme", "names", *PARTS, *(f"{part}_sizes" for part in PARTS)} - set(arrays)
-        if absent:
-            raise InputError(f"{path} is no saved partition: it has no array {min(absent)}")
-        cuts = {part: arrays[f"{part}_sizes"].cumsum() for part in PARTS}
-        if len({len(c) for c in cuts.values()}) > 1 or any(c[-1:].sum() != len(arrays[p]) for p, c in cuts.items()):
-            raise InputError(f"{path} is damaged: its sizes do not fit its rows")
-        train, validation, test = (tuple(np.split(arrays[part], cuts[part][:-1])) for part in PARTS)
-        return cls(train, validation, test, str(arrays["scheme"]), tuple(str(n) for n in arrays["names"]))
 
 
 def draw(
@@ -106,6 +53,9 @@ def draw(
     label. With one, only the other rows are divided and split, train : validation, and each class's test rows go to
     the clients in proportion to their training rows of it. `min_per_client` counts the rows that are split. `clients`
     may be omitted for "site" and "file:PATH", which know how many there are.
+
+    Where the source has groups, each group trains, validates or tests as a whole, whichever clients its rows go to: the
+    groups are split first (`groups.apart`), and the scheme then divides the rows of each part by the same shares.
     """
     ratio = np.array(split, dtype=float)
     if ratio.shape != (3,) or not (np.isfinite(ratio) & (ratio > 0)).all():
@@ -113,6 +63,7 @@ def draw(
     if min_per_client < 0:
         raise InputError(f"--min-per-client {min_per_client} is negative: give 0 or more")
     kind, _, argument = scheme.partition(":")
+    owner = place = None
     if kind == "file" and argument:
         found = _from_file(Path(argument).expanduser(), len(source.y))
         _agree(clients, len(found), scheme)
@@ -123,10 +74,36 @@ def draw(
     elif scheme == "site":
         owner, names = _by_site(source)
         _agree(clients, len(names), scheme)
+    elif kind == "site":
+        _require_inner(scheme, argument)
+        place, sites = _by_site(source)
+        names = _clients_of(sites, clients or 0, scheme)
     else:
-        owner = _by_chance(source, scheme, clients or 0, min_per_client, key)
         names = tuple(map(str, range(clients or 0)))
-    return _complete(_divide(source, owner, names, scheme, ratio, min_per_client, key / "split"))
+    whose = place if owner is None else owner
+    part = None if _alike(source, scheme) else apart(source, whose, ratio, (key / "groups").numpy())
+    if place is not None:
+        owner = _within_sites(source, argument, place, len(names), min_per_client, key, part)
+    elif owner is None:
+        owner = _by_chance(source, scheme, clients or 0, min_per_client, key, part)
+    own = _free(source)
+    own = own[owner[own] >= 0]
+    _require_rows(np.bincount(owner[own], minlength=len(names)), names, scheme, min_per_client)
+    rng = (key / "split").numpy()
+    if part is None:
+        part = np.empty(len(source.y), np.int64)
+        part[own] = _stratified(owner[own], source.y[own], ratio if source.test is None else ratio[:2], len(names), rng)
+    train, validation, test = (_gather(own[part[own] == p], owner, len(names)) for p in range(3))
+    if source.test is not None:
+        cell = source.y if place is None else place * len(source.classes) + source.y
+        test = _official(np.flatnonzero(source.test), cell, owner, train, rng)
+    return _complete(Partition(train, validation, test, scheme, names))
+
+
+def _alike(source: Source, scheme: str) -> bool:
+    """Whether there is nothing to keep together: no groups, or every client is one, as a slide that is a site."""
+    groups, sites = source.groups, source.sites
+    return groups is None or (scheme == "site" and sites is not None and np.array_equal(groups, sites))
 
 
 def _free(source: Source) -> Ints:
@@ -134,8 +111,11 @@ def _free(source: Source) -> Ints:
     return np.arange(len(source.y)) if source.test is None else np.flatnonzero(~source.test)
 
 
-def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key) -> Ints:
-    """The owner of each row, -1 for official test rows; drawn anew until each client has `least` rows."""
+def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key, part: Ints | None) -> Ints:
+    """The owner of each row, -1 for official test rows; drawn anew until each client has `least` rows.
+
+    The rows of each part, where groups have decided that already, are divided by the same shares.
+    """
     rows = _free(source)
     kind, value = _parse(scheme, source)
     if not 1 <= clients <= len(rows):
@@ -143,15 +123,21 @@ def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key) 
     y = source.y[rows]
     groups = y if kind in ("dirichlet", "pathological") else np.zeros_like(y)
     totals = np.bincount(groups)
+    inside = (
+        [np.arange(len(rows))] if part is None else [np.flatnonzero(part[rows] == p) for p in np.unique(part[rows])]
+    )
+    least = max(least, len(inside)) if len(inside) > 1 else least
     draws = DRAWS if kind in RANDOM_SIZES else 1  # the others' sizes are not random
     best, client = -1, 0
     for attempt in range(draws):
         rng = (key / attempt).numpy()
-        counts = _apportion(totals, _shares(kind, value, totals, clients, rng), rng)
-        sizes = counts.sum(axis=0)
+        shares = _shares(kind, value, totals, clients, rng)
+        counts = [_apportion(np.bincount(groups[i], minlength=len(totals)), shares, rng) for i in inside]
+        sizes = _each_part(counts, least)
         if sizes.min() >= least:
             owner = np.full(len(source.y), -1)
-            owner[rows] = _deal(groups, counts, rng)
+            for i, dealt in zip(inside, counts, strict=True):
+                owner[rows[i]] = _deal(groups[i], dealt, rng)
             return owner
         if sizes.min() > best:
             best, client = int(sizes.min()), int(sizes.argmin())
@@ -161,6 +147,21 @@ def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key) 
         f"{scheme} over {clients} clients leaves client {client} with {best} rows after {draws} "
         f"draw{'s'[: draws - 1]}; ask for {', '.join(remedies[:-1])}{' or ' * (len(remedies) > 1)}{remedies[-1]}"
     )
+
+
+def _each_part(counts: Sequence[Ints], least: int) -> Ints:
+    """Clients' rows (clients,); if all have `least`, each is lent, in place, a row of any of several parts it lacks.
+
+    What is lent makes no client larger: of its rows before and after, the fewer count.
+    """
+    have = np.sum(counts, axis=0)
+    sizes: Ints = have.sum(axis=0)
+    if len(counts) < 2 or sizes.min() < least:
+        return sizes
+    for part in counts:
+        _lend(part, have)
+    after: Ints = np.sum(counts, axis=(0, 1))
+    return np.minimum(sizes, after)
 
 
 def _parse(scheme: str, source: Source) -> tuple[str, float]:
@@ -224,6 +225,40 @@ def _by_site(source: Source) -> tuple[Ints, tuple[str, ...]]:
     return np.argsort(order)[place], tuple(names[i] for i in order)
 
 
+def _require_inner(scheme: str, inner: str) -> None:
+    if inner.partition(":")[0] not in ("iid", "dirichlet", "pathological", "quantity"):
+        raise InputError(
+            f"--partition {scheme} is wrong: the form is site, or site:SCHEME with a scheme that draws, such as "
+            "site:iid or site:dirichlet:0.5"
+        )
+
+
+def _clients_of(sites: Sequence[str], clients: int, scheme: str) -> tuple[str, ...]:
+    """The names of clients that take the sites in turn: berlin-1, rome-1, berlin-2; berlin where it is its only one."""
+    if clients < len(sites):
+        raise InputError(f"--partition {scheme} needs --clients {len(sites)} or more, one for each site; not {clients}")
+    several = [len(range(k, clients, len(sites))) > 1 for k in range(len(sites))]
+    turns = [divmod(k, len(sites)) for k in range(clients)]
+    return tuple(f"{sites[s]}-{turn + 1}" if several[s] else sites[s] for turn, s in turns)
+
+
+def _within_sites(
+    source: Source, inner: str, place: Ints, clients: int, least: int, key: Key, part: Ints | None
+) -> Ints:
+    """The owner of each row: those of site s are divided by the scheme `inner` among clients s, s + S, s + 2S, ..."""
+    owner, sites = np.full(len(source.y), -1), int(place.max()) + 1
+    for s in range(sites):
+        mine, numbers = np.flatnonzero(place == s), np.arange(s, clients, sites)
+        decided = None if part is None else part[mine]
+        try:
+            own = _by_chance(source.take(mine), inner, len(numbers), least, key / "site" / s, decided)
+        except InputError as error:
+            assert source.sites is not None
+            raise InputError(f"site {source.sites[mine[0]]}: {error}") from error
+        owner[mine] = np.where(own < 0, -1, numbers[own])
+    return owner
+
+
 def _from_file(path: Path, n: int) -> Partition | list[Ints]:
     """A saved partition, or the rows of each client; no row twice."""
     if path.is_dir():
@@ -255,29 +290,27 @@ def _agree(clients: int | None, found: int, scheme: str) -> None:
         raise InputError(f"--partition {scheme} has {found} clients, not {clients}: leave --clients out")
 
 
-def _divide(
-    source: Source, owner: Ints, names: tuple[str, ...], scheme: str, ratio: Floats, least: int, key: Key
-) -> Partition:
-    rng, n = key.numpy(), len(names)
-    own = _free(source)
-    own = own[owner[own] >= 0]
-    sizes = np.bincount(owner[own], minlength=n)
+def _require_rows(sizes: Ints, names: Sequence[str], scheme: str, least: int) -> None:
     for client in np.flatnonzero(sizes < least)[:1]:
         raise InputError(
             f"client {names[client]} of {scheme} has {sizes[client]} rows, fewer than --min-per-client {least}: lower "
             "it, or leave the client out"
         )
-    part = _stratified(owner[own], source.y[own], ratio if source.test is None else ratio[:2], n, rng)
-    train, validation, test = (_gather(own[part == p], owner, n) for p in range(3))
-    if source.test is not None:
-        official = np.flatnonzero(source.test)
-        if (owner[official] < 0).all():
-            have = np.stack([np.bincount(source.y[r], minlength=len(source.classes)) for r in train], axis=1)
-            counts = _apportion(np.bincount(source.y[official], minlength=len(source.classes)), have, rng)
-            _lend(counts, have)
-            owner[official] = _deal(source.y[official], counts, rng)
-        test = _gather(official[owner[official] >= 0], owner, n)
-    return Partition(train, validation, test, scheme, names)
+
+
+def _official(
+    official: Ints, cell: Ints, owner: Ints, train: tuple[Ints, ...], rng: np.random.Generator
+) -> tuple[Ints, ...]:
+    """Each client's share of the `official` test rows, where they have no owner yet: in each cell (the class, at a site
+    where clients have one) in proportion to its training rows."""
+    if (owner[official] < 0).all():
+        cells = int(cell.max()) + 1
+        have = np.stack([np.bincount(cell[r], minlength=cells) for r in train], axis=1)
+        counts = _apportion(np.bincount(cell[official], minlength=cells), have, rng)
+        _lend(counts, have)
+        owner = owner.copy()
+        owner[official] = _deal(cell[official], counts, rng)
+    return _gather(official[owner[official] >= 0], owner, len(train))
 
 
 def _stratified(owner: Ints, y: Ints, ratio: Floats, n: int, rng: np.random.Generator) -> Ints:

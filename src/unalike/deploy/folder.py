@@ -163,6 +163,7 @@ class SiteConfig(_Written):
     data_path: str | None = Field(None, description="folder with the files of a named data set")
     label: str | None = Field(None, description="label column of a CSV file [label]")
     site_column: str | None = Field(None, description="column that names each row's client, where it has several")
+    group_column: str | None = Field(None, description="column whose rows stay in one part [group, groups, slide]")
     impute: Impute | None = Field(None, description="how missing values are filled [as agreed]")
     image_size: int | None = Field(None, ge=4, le=1024, description="side in pixels of a folder's images")
     split: Split = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
@@ -336,6 +337,7 @@ def _own(site: SiteConfig, schema: Schema) -> Federation:
         path=Path(site.data_path) if site.data_path else None,
         label=site.label,
         site_column=site.site_column,
+        group_column=site.group_column,
         impute=site.impute or agreed,
         image_size=site.image_size,
         whole=False,

@@ -163,7 +163,8 @@ class _Loop:
             raise InputError("forgetting = true is measured on one machine only: what it counts stays at the sites")
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
-        self._say({"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed})
+        begun = {"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed}
+        self._say(begun | plan.federation.simulated)
         while not algorithm.done(server, self.index.round):
             server = self._round(server, self.index.round + 1)
         self._say({"event": "end", "round": self.index.round, "selected_round": self.index.best_round})
@@ -188,12 +189,12 @@ class _Loop:
         chosen = algorithm.select(server, clients, round, key / "select")
         traffic, self.visits = _Traffic(), Visits()
         heads, arrivals = self._train(server, chosen, round, self._overdue(clients), traffic)
-        began = server
+        began, arrived = server, time.perf_counter()
         try:
             server = algorithm.aggregate(server, arrivals, round, key / "aggregate")
         except RunError as error:
             raise RunError(f"round {round}: {error}") from error
-        told = algorithm.report(server, round)
+        server_seconds, told = time.perf_counter() - arrived, algorithm.report(server, round)
         kept = {info.id: (h["version"], h["sha256"]) for info, h in zip(chosen, heads, strict=True) if h["version"]}
         self.index = replace(self.index, round=round, versions={**self.index.versions, **kept})
         event: dict[str, Any] = {
@@ -208,6 +209,7 @@ class _Loop:
             "wire_bytes_down": traffic.wire_down,
             "flops": total(head["flops"] for head in heads),
             "client_seconds": total(head.get("seconds") for head in heads),
+            "server_seconds": server_seconds,
         }
         last = algorithm.done(server, round)
         if last or (self.remote is None and self._is_due(round)):

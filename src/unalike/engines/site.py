@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import local, models, tree
-from ..algorithms import find
+from ..algorithms import build
 from ..data.federation import Federation
 from ..errors import RunError, UnalikeError
 from ..protocol import Algorithm, Batch, Job
@@ -57,9 +57,8 @@ class Site:
 
     def __init__(self, setup: Setup, federation: Federation | None = None) -> None:
         self.federation = federation or Federation.load(Path(setup.federation))
-        self.algorithm: Algorithm[Any, Any, Any] = find(setup.method)(
-            **setup.parameters, models=self.federation.models, task=self.federation.task
-        )
+        found = {"models": self.federation.models, "task": self.federation.task}
+        self.algorithm: Algorithm[Any, Any, Any] = build(setup.method, setup.parameters, **found)
         self.device = torch.device(setup.device)
         self.store = Store(Path(setup.store), setup.budget)
         self.init_key = Key(bytes.fromhex(setup.init_key))
@@ -162,18 +161,20 @@ class Site:
     def _flops(self, job: Job[Any, Any]) -> float | None:
         """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows.
 
-        For methods whose work changes with budget or phase it is one for each kind of what was sent and kept.
+        It is one for each set of branches that is sent, and for methods whose work changes with budget or phase one for
+        each kind of what was sent and kept.
         """
-        work: Any = job.info.tier
+        work: Any = (job.info.tier, *sorted(job.down))
         if self.algorithm.memory_aware:
             leaves = tree.flatten({"down": job.down, "state": job.state})
             work = (work, *((name, tuple(leaf.shape)) for name, leaf in leaves.items()))
         if work not in self._flops_per_row:
-            few = {name: rows[:8] for name, rows in job.data.items()}
+            few, held_out = ({n: rows[:8] for n, rows in part.items()} for part in (job.data, job.held_out))
             n = min(8, job.info.n)
             try:
                 with FlopCounterMode(display=False) as counter:
-                    self.algorithm.client_update(replace(job, info=replace(job.info, n=n), data=few))
+                    info = replace(job.info, n=n)
+                    self.algorithm.client_update(replace(job, info=info, data=few, held_out=held_out))
                 self._flops_per_row[work] = counter.get_total_flops() / n
             except Exception:  # a method may need more rows than these: then its operations are not known
                 self._flops_per_row[work] = None

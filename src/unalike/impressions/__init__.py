@@ -1,1 +1,1 @@
-"""Synthetic images that a server distils from its model, and what clients do with them."""
+"""Federated impressions: what a server's model knows, distilled into images that clients train on beside their own."""

@@ -37,6 +37,7 @@ __all__ = [
     "Skeleton",
     "check",
     "features",
+    "has_linear_header",
     "head",
     "initial",
     "leaves_of",
@@ -178,7 +179,16 @@ def logits(spec: Spec, weights: Tree, x: Tensor, train: bool = False) -> Tensor:
 
 def supervised_loss(spec: Spec, task: Task, params: Tree, given: Tree, batch: Batch) -> Tensor:
     """The task's loss of the whole model, weights in params["model"]."""
-    return task.loss(logits(spec, params["model"], batch["x"], train=True), batch)
+    return task.loss(_training_logits(spec, params["model"], batch), batch)
+
+
+def _training_logits(spec: Spec, weights: Tree, batch: Batch) -> Tensor:
+    """Outputs in training mode, but for the rows at the end that the column "frozen" (B,) marks: by evaluation's."""
+    if "frozen" not in batch:
+        return logits(spec, weights, batch["x"], train=True)
+    n = int(batch["frozen"].sum())
+    own, frozen = batch["x"][:-n], batch["x"][-n:]  # in this order: training mode writes what evaluation mode reads
+    return torch.cat([logits(spec, weights, own, train=True), logits(spec, weights, frozen)])
 
 
 def _zero_weights(spec: Spec) -> dict[str, Any]:
@@ -201,6 +211,11 @@ def leaves_of(spec: Spec, *kinds: type[nn.Module]) -> frozenset[str]:
         leaves = _zero_weights(spec)[part]
         found |= {f"{part}/{leaf}" for leaf in leaves if leaf.removeprefix("~").rpartition(".")[0] in layers}
     return frozenset(found)
+
+
+def has_linear_header(spec: Spec) -> bool:
+    """Whether the header is one linear layer, and nothing else."""
+    return type(_skeletons(spec)["header"].module) is nn.Linear
 
 
 def normalisation(spec: Spec) -> frozenset[str]:

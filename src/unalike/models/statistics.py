@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -45,3 +45,26 @@ def _cumulative(spec: Spec) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum
+
+
+@contextlib.contextmanager
+def distance_to_statistics(spec: Spec, wanted: bool = True) -> Iterator[Callable[[], Tensor]]:
+    """Of a forward pass inside the block: Σ ‖mean − running mean‖² + ‖variance − running variance‖² over its layers.
+
+    The layers are those of the extractor; the block yields the function that tells it. Without any, or not `wanted`: 0.
+    """
+    found: list[Tensor] = []
+
+    def compare(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        batch = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+        running = (layer.get_buffer(name) for name in ("running_var", "running_mean"))
+        found.extend((b - r).square().sum() for b, r in zip(batch, running, strict=True))
+
+    layers = _skeletons(spec)["extractor"].module.modules() if wanted else ()
+    hooks = [m.register_forward_pre_hook(compare) for m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    try:
+        yield lambda: torch.stack(found).sum() if found else torch.zeros(())
+    finally:
+        for hook in hooks:
+            hook.remove()

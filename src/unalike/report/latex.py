@@ -29,7 +29,7 @@ def caption(found: Comparison) -> str:
     """What was measured, on what data."""
     run = next((run for runs in found.runs.values() for run in runs), None)
     seeds = sorted({seed for m in found.methods for seed in m.seeds})
-    where = [run.summary.data, run.summary.partition] if run else []
+    where = [run.summary.where, run.summary.partition] if run else []
     data = f" of {', '.join(name for name in where if name)}" if any(where) else ""
     over = f" over {counted(len(seeds), 'seed')}" if seeds else ""
     reference = reference_name(found.methods)

@@ -12,6 +12,7 @@ def origin(found: Grid | Comparison) -> list[tuple[str, str]]:
     return [
         ("seeds", ", ".join(map(str, sorted(found.seeds)))),
         ("runs", counted(len(kept), "run") if kept else ""),
+        ("simulated shift", listing(list(dict.fromkeys(one.simulated_shift for one in kept if one.simulated_shift)))),
         ("commit", listing(list(dict.fromkeys(one.commit for one in kept if one.commit)))),
         ("machine", "; ".join(dict.fromkeys(filter(None, map(_machine, kept))))),
         ("versions", "; ".join(dict.fromkeys(filter(None, map(_versions, kept))))),

@@ -62,10 +62,11 @@ def read_run(folder: Path) -> Run:
     summary, partition = _file(folder / "summary.json", Summary), _file(folder / "partition.json", Partition)
     experiment = _toml(folder / "experiment.toml")
     ordered = [rounds[r] for r in sorted(rounds)]
+    shift = {"simulated_shift": partition.simulated_shift} if partition else {}
     return Run(
         name=folder.resolve().name,
         finished=summary is not None,
-        summary=summary or _so_far(folder, events, ordered, experiment),
+        summary=summary or _so_far(folder, events, ordered, experiment | shift),
         partition=partition or Partition(),
         rounds=ordered,
         experiment=experiment,
@@ -139,6 +140,9 @@ def _names(method: Method) -> list[str]:
     return method.runs or [f"{method.method}-seed{seed}" for seed in method.seeds] + [method.method]
 
 
+_TOLD = ("data", "seed", "partition", "clients", "simulated_shift")
+
+
 def _so_far(folder: Path, events: list[Event], rounds: list[Event], experiment: dict[str, Any]) -> Summary:
     """An unfinished run, at the round best on validation until now."""
     scored = [r for r in rounds if r.evaluation.accuracies("validation") and r.evaluation.test]
@@ -146,7 +150,7 @@ def _so_far(folder: Path, events: list[Event], rounds: list[Event], experiment: 
     named = [e.method for e in events if e.method]
     return Summary.model_validate(
         {
-            **{k: experiment[k] for k in ("data", "seed", "partition", "clients") if k in experiment},
+            **{k: experiment[k] for k in _TOLD if k in experiment},
             "algorithm": str((named or [experiment.get("method", folder.resolve().name)])[0]),
             "rounds": rounds[-1].round if rounds else 0,
             "selected_round": best.round or None,

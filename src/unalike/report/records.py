@@ -80,6 +80,13 @@ class Summary(Record):
     parameters: dict[str, Any] = {}
     partition: str | None = None
     partition_hash: str | None = None
+    simulated_shift: str = ""
+
+    @property
+    def where(self) -> str:
+        """The data, and that what sets its clients' images apart is simulated."""
+        shift = f" under a simulated shift ({self.simulated_shift})" if self.simulated_shift else ""
+        return f"{self.data}{shift}" if self.data else ""
 
 
 class Client(Record):
@@ -92,10 +99,13 @@ class Client(Record):
     labels: list[int] = []
     memory: int | None = None
     """Budget in bytes."""
+    simulated_shift: dict[str, Any] = {}
 
 
 class Partition(Record):
     scheme: str | None = None
+    simulated_shift: str = ""
+    groups: int | None = None
     hash: str | None = None
     classes: list[str] = []
     clients: list[Client] = []
@@ -169,6 +179,7 @@ class Manifest(Record):
     versions: dict[str, Any] = {}
     machine: dict[str, Any] = {}
     data: dict[str, Any] = {}
+    simulated_shift: str = ""
     commit: str | None = None
 
 

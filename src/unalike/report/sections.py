@@ -9,8 +9,8 @@ from typing import Any
 
 from . import pictures
 from .axes import MANY, alphas, hues
-from .html import Html, figure, legend, section
-from .records import Run
+from .html import Html, figure, legend, prose, section
+from .records import Client, Run
 from .svg import inline
 from .units import fraction, whole
 
@@ -22,13 +22,14 @@ def asked(run: Run) -> dict[str, str]:
     first: dict[str, Any] = {
         "data": said.data,
         "partition": said.partition or run.partition.scheme,
+        "simulated shift": said.simulated_shift,
         "clients": said.clients or len(run.partition.clients) or None,
         "models": ", ".join(f"{n}\u00a0×\u00a0{tier}" for tier, n in sorted(tiers.items())),
         "rounds": run.experiment.get("rounds", said.rounds),
         "seed": said.seed,
     }
     rest = {**said.parameters, **run.experiment}
-    given = first | {name: rest[name] for name in rest if name not in {*first, "method", "algorithm"}}
+    given = first | {name: rest[name] for name in rest if name not in {*first, "method", "algorithm", "shift"}}
     return {name: _plain(value) for name, value in given.items()}
 
 
@@ -41,7 +42,23 @@ def partition(run: Run) -> Html:
     caption = f"Training rows of each class at each client; {mark}, {whole(rows)} in all."
     if drawn.scheme:
         caption += f" Drawn by {drawn.scheme}."
+    if drawn.groups:
+        caption += f" None of the {whole(drawn.groups)} groups of rows lies in two of training, validation and test."
     return section("How the data lie", figure(inline(pictures.partition(drawn), "partition"), caption))
+
+
+def simulated(run: Run) -> list[Html]:
+    """What stands at the head of a page whose clients differ by simulation."""
+    shift = run.summary.simulated_shift
+    told = f"Simulated domain shift: each client’s images went through a transform of its own ({shift})."
+    return [prose(told, class_="simulated")] if shift else []
+
+
+def shift_of(client: Client) -> str:
+    """stain 1.2/0.81/0.9, blur 0.5"""
+    kinds = {name: size for name, size in client.simulated_shift.items() if name != "seed"}
+    each = {name: size if isinstance(size, list) else [size] for name, size in kinds.items()}
+    return ", ".join(f"{name} {'/'.join(f'{number:.2g}' for number in sizes)}" for name, sizes in each.items())
 
 
 def alpha(run: Run, of: str = "") -> Html:

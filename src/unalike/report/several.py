@@ -22,7 +22,7 @@ def page(found: Comparison) -> str:
     names = listing([m.method for m in found.methods])
     first = _of_one_seed(found.runs)
     sample = next(iter(first.values()), None)
-    data = f" on {sample.summary.data}" if sample and sample.summary.data else ""
+    data = f" on {sample.summary.where}" if sample and sample.summary.where else ""
     result, *more = sentences(found)
     role = _roles(found.methods)
     return document(

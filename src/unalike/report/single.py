@@ -6,7 +6,7 @@ from . import classes, course, forgotten, impressions, likeness, pictures, story
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
-from .sections import alpha, asked, partition, provenance
+from .sections import alpha, asked, partition, provenance, shift_of, simulated
 from .svg import inline
 from .units import duration, flops, fraction, signed, size, whole
 
@@ -17,8 +17,8 @@ ROWS = 200
 def page(run: Run, other: Run | None) -> str:
     paper = [tag("p", linked(run.summary.paper), class_="paper")] if run.summary.paper else []
     return document(
-        f"{run.algorithm} on {run.summary.data or run.name}",
-        tag("header", tag("h1", run.algorithm), *paper),
+        f"{run.algorithm} on {run.summary.where or run.name}",
+        tag("header", tag("h1", run.algorithm), *paper, *simulated(run)),
         _result(run, other),
         section("What was asked", definitions(asked(run).items())),
         _accuracy(run, other),
@@ -100,7 +100,11 @@ def _client_table(run: Run, other: Run | None) -> Html:
         shown = sorted(members, key=lambda i: scores.get(i, 1.0))[:ROWS]
         note = prose(f"The {ROWS} clients with the lowest accuracy, of {len(members)}.")
     rows = [_client_row(run, other, members[i]) for i in shown]
-    return section("The clients in numbers", note, table("Clients in numbers", rows, words=("name", "tier", "phases")))
+    return section(
+        "The clients in numbers",
+        note,
+        table("Clients in numbers", rows, words=("name", "tier", "simulated shift", "phases")),
+    )
 
 
 def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
@@ -112,6 +116,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         "training rows": whole(client.train),
         "validation": whole(client.validation),
         "test": whole(client.test),
+        "simulated shift": shift_of(client),
         **course.about(run, client),
         "accuracy": fraction(scores.accuracy.per_client.get(i)),
         "balanced": fraction(scores.balanced_accuracy.per_client.get(i)),

@@ -16,8 +16,9 @@ SAME = 5e-4
 ONE_SEED = "With a single seed there is no interval: these differences may be chance."
 
 SAME_CLIENTS = (
-    *("data", "data_path", "label", "site_column", "impute", "image_size", "clients", "partition", "split"),
-    *("min_per_client", "models", "feature_width", "seed", "rounds", "fraction", "local_epochs", "batch_size"),
+    *("data", "data_path", "label", "site_column", "group_column", "impute", "image_size", "clients", "partition"),
+    *("split", "min_per_client", "shift"),
+    *("models", "feature_width", "seed", "rounds", "fraction", "local_epochs", "batch_size"),
 )
 """Keys of an experiment that decide who the clients are and what budget they have."""
 

@@ -32,15 +32,17 @@ class Progress:
         self.title, self.rounds, self.console = title, rounds, console
         self._rows: list[tuple[str, ...]] = []
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._started, self._first = time.monotonic(), 0
+        self._started, self._first, self._note = time.monotonic(), 0, ""
 
     def __call__(self, event: Event) -> None:
         if event["event"] == "start":
             self._first = event["round"]
+            if shift := event.get("simulated_shift"):
+                self._note = f" under a simulated shift ({shift})"
             if self._live:
                 self._live.start()
             else:
-                self.console.print(f"{self.title}: {self.rounds} rounds", highlight=False, markup=False)
+                self.console.print(f"{self.title}: {self.rounds} rounds{self._note}", highlight=False, markup=False)
         elif event["event"] == "round":
             self._rows.append(self._row(event))
             self._show()
@@ -79,7 +81,7 @@ class Progress:
             line = "  ".join(f"{name} {value}" for name, value in named if value)
             self.console.print(f"{self.title}  {line}", highlight=False, markup=False, soft_wrap=True)
             return
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=f"{self.title}{self._note}", title_justify="left")
         for name in COLUMNS:
             table.add_column(name, justify="right")
         for row in self._rows[-ROWS:]:

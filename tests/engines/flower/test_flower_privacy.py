@@ -85,7 +85,7 @@ KEPT_COPIES = {
 }
 """Method and field of its private state: why that is no secret, as a condition on what has passed at that visit."""
 
-KEEP_NOTHING = ("fedavg", "fedprox", "allsmall", "exclusivefl", "heterofl", "fedrolex", "depthfl")
+KEEP_NOTHING = ("fedavg", "fedprox", "fedimpres", "allsmall", "exclusivefl", "heterofl", "fedrolex", "depthfl")
 """Methods whose clients have no private state."""
 
 
