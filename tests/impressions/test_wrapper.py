@@ -48,7 +48,7 @@ def test_methods_take_part_without_a_line_of_their_own(name: str, small: Federat
     assert [a["bytes_down"] - b["bytes_down"] for a, b in zip(rounds, alone, strict=True)] == [0] + [image_bytes] * 2
     assert [a["bytes_up"] - b["bytes_up"] for a, b in zip(rounds, alone, strict=True)] == [0] + [len(small.clients)] * 2
     assert all(e["metrics"]["server"]["synthetic_loss"] > 0 for e in rounds)
-    assert rounds[1]["flops"] == pytest.approx(1.5 * alone[1]["flops"], rel=0.05), "half a synthetic row beside each"
+    assert 1.45 < rounds[1]["flops"] / alone[1]["flops"] < 1.75, "half a synthetic row beside each, and the gate"
     assert rounds[0]["flops"] == alone[0]["flops"]
     server = Checkpoints(tmp_path / "with/checkpoint").server(Checkpoints(tmp_path / "with/checkpoint").read())
     assert server["impressions"]["images"].shape == (20, 1, 8, 8)

@@ -21,6 +21,7 @@ from ..local import Mixture
 from ..protocol import Arrival, Batch, Job, Spec
 from ..rng import Key
 from ..tree import Tree
+from .gate import near_copies
 from .settings import PUBLIC, Impressions, require_start
 from .synthesis import Synthesis, by_name, hardened, label_of_each, noise, synthesise
 from .transport import decode, encode
@@ -180,4 +181,5 @@ def _again(settings: Impressions, spec: Spec, model: Tree, recipe: Mapping[str, 
 
 def _near_copies(images: Tensor, job: Job[Any, Any]) -> Tensor:
     """Which of the images come too near to the client's training rows, measured by its held-out ones: (M,) bool."""
-    return torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    own = job.data["x"]
+    return near_copies(images, own, job.held_out.get("x", own[:0]))
