@@ -25,7 +25,7 @@ from unalike.rng import Key
 from unalike.tasks import Classification
 
 PARTS = ("validation", "test")
-CLOCK = ("seconds", "client_seconds", "peak_memory_bytes", "wire_bytes_up")
+CLOCK = ("seconds", "client_seconds", "server_seconds", "peak_memory_bytes", "wire_bytes_up")
 
 
 @pytest.fixture(scope="module")

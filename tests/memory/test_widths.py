@@ -62,7 +62,8 @@ def test_a_visit_takes_what_was_predicted(r: float, scaler: bool) -> None:
     visit = dataclasses.replace(VISIT, scaler=scaler)
     model = visit.part(CNN, visit.weights(CNN, models.initial(CNN, KEY)), r)
     data = rows(CNN, 40, (1, 4, 7))
-    job: Job[Any, Any] = Job(client(2**30), 1, {"model": model}, {}, data, KEY)
+    need = widths._evaluation(CNN, 1.0, 8, True)
+    job: Job[Any, Any] = Job(client(need), 1, {"model": model}, {}, data, KEY)
     watch = Watch(job)
     with watch.over("training"):
         visit.visit(CNN, TEN, model, data, KEY)
@@ -72,11 +73,12 @@ def test_a_visit_takes_what_was_predicted(r: float, scaler: bool) -> None:
 
 def test_measuring_takes_no_more_than_evaluation_was_predicted_to() -> None:
     model, data = VISIT.weights(CNN, models.initial(CNN, KEY)), rows(CNN, 40, (1, 4))
-    job: Job[Any, Any] = Job(client(2**30), 1, {"wide": model}, {}, data, KEY)
+    need = widths._evaluation(CNN, 1.0, 8, True)
+    job: Job[Any, Any] = Job(client(need), 1, {"wide": model}, {}, data, KEY)
     watch = Watch(job)
     with watch.over("evaluation"):
         VISIT.measured(CNN, job.info, model, data, KEY)
-    assert watch.bytes <= widths._evaluation(CNN, 1.0, 8, True)
+    assert watch.bytes <= need
 
 
 def test_a_visit_is_sgd_on_the_scaled_and_masked_loss() -> None:
@@ -133,7 +135,7 @@ def test_the_statistics_of_a_client_are_those_of_its_rows() -> None:
     order = local.batches(data, 20, 1, KEY / "order")
     expected = recomputed(CNN, models.initial(CNN, KEY), (b["x"] for b in order), KEY / "noise")
     assert tree.equal(VISIT.measured(CNN, client(None), model, data, KEY), expected)
-    few = VISIT.measured(CNN, client(2**30), model, data, KEY)  # 8 rows at once
+    few = VISIT.measured(CNN, client(widths._evaluation(CNN, 1.0, 8, True)), model, data, KEY)  # 8 rows at once
     assert not tree.equal(few, expected)
 
 

@@ -11,7 +11,8 @@ before or after:
 
 Up to 3 channels the input is read as it is: x = 0 but for its own gradient. Found by replaying the allocations of
 torch 2.13 with AVX-512, layer by layer; a test holds the formulas against such a replay. They are used whatever machine
-predicts, so that a plan does not depend on where it is made.
+predicts, so that a plan does not depend on where it is made. With AVX2 alone blocks are of 8: layers of 8 channels or
+fewer then take less than predicted, of a network of such layers up to a fifth less.
 """
 
 from __future__ import annotations
