@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .measured import Figure
+from .measured import Budgets, Figure
 from .paired import reference_name
-from .records import Budgets, Difference, Method, Target
+from .records import Difference, Method, Target
 from .units import duration, flops, fraction, interval, percent, signed, size
 
 RECALL = "Recall of each class: of its test rows at all clients together, the share predicted right; mean over seeds."

@@ -74,3 +74,15 @@ class PooledOver(_Record):
     balanced_accuracy: Figure = Figure()
     lowest_recall: Figure = Figure()
     recall: PerClass = {}
+
+
+class Budgets(BaseModel):
+    """A method among clients with memory budgets: the share of them that took part, all visits, those over a budget,
+    the largest share of a budget that was taken."""
+
+    model_config = CONFIG
+
+    took_part: float
+    visits: int
+    over: int
+    largest_share: float

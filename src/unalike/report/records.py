@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, RootModel, model_validator
 
-from .measured import CONFIG, Figure, Forgetting, Forgotten, PerClient, Pooled, PooledOver, Together, known
+from .measured import CONFIG, Budgets, Figure, Forgetting, Forgotten, PerClient, Pooled, PooledOver, Together, known
 
 BASELINE = "standalone"
 
@@ -224,16 +224,6 @@ class Target(Record):
 class BytesPerRound(Record):
     up: float | None = None
     down: float | None = None
-
-
-class Budgets(Record):
-    """A method among clients with memory budgets: the share of them that took part, all visits, those over a budget,
-    the largest share of a budget that was taken."""
-
-    took_part: float
-    visits: int
-    over: int
-    largest_share: float
 
 
 class Method(Record):
