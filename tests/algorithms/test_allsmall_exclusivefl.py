@@ -14,7 +14,7 @@ from by_hand import INIT, KEY, job, prepared
 from unalike import api, config, runs, tree
 from unalike.data.federation import Federation
 from unalike.engines.checkpoint import Checkpoints
-from unalike.errors import NobodyFitsError
+from unalike.errors import InputError, NobodyFitsError
 from unalike.memory.widths import WidthTraining
 from unalike.models import narrow
 
@@ -99,6 +99,12 @@ def test_exclusivefl_is_fedavg_among_those_who_hold_the_model(tmp_path: Path) ->
 
 
 def test_exclusivefl_draws_as_many_as_asked_among_those_who_fit(wine: Federation) -> None:
+    with pytest.raises(
+        InputError, match=r"^exclusivefl: to predict with the whole model takes .* client 3 has 0\.00 MiB"
+    ):
+        prepared("exclusivefl", wine)
+    full, quarter = need(wine, 1.0), need(wine, 0.25)
+    wine = wine.with_budgets((None, full, quarter, quarter))
     method = prepared("exclusivefl", wine, fraction=0.5)
     server = method.init_server(INIT)
     drawn = {tuple(i.id for i in method.select(server, wine.clients, 1, KEY / k)) for k in range(20)}

@@ -596,12 +596,16 @@ def test_of_a_million_clients_few_are_looked_at(budgeted: ProFL) -> None:
 
 def test_a_step_that_no_client_can_take_is_refused_before_the_run(budgeted: ProFL) -> None:
     largest = max(budgeted.course.need(phase) for phase in budgeted.course.order)
-    budgeted.require(with_memory([1000, largest]))
+    budgeted.require(with_memory([60_000, largest]))
+    with pytest.raises(
+        InputError, match=r"^profl: to predict with the whole model takes .* and client 0 has 0\.00 MiB"
+    ):
+        budgeted.require(with_memory([1000, largest]))
     what = r"profl: no client's memory holds what it takes to (shrink|grow) block \d"
     with pytest.raises(
         InputError, match=rf"^{what}: it needs [\d.]+ MiB, and the largest budget is .*: cut the chain finer"
     ):
-        budgeted.require(with_memory([1000, largest - 1]))
+        budgeted.require(with_memory([60_000, largest - 1]))
 
 
 def test_and_ends_the_run_when_it_is_found_out_later(budgeted: ProFL) -> None:
@@ -692,7 +696,7 @@ def test_auto_cuts_by_memory_into_so_many_steps_or_the_fewest_that_fit(given: Fe
     assert len(plain.course.cuts) == 3
     largest = max(plain.course.need(phase) for phase in plain.course.order)
     assert largest < needs.whole(plain.shared, plain.task, plain.optimiser(), 16)
-    for rho, memory in ((1.0, (largest,) * 3), (0.6, (largest, largest, 1))):
+    for rho, memory in ((1.0, (largest,) * 3), (0.6, (largest, largest, 60_000))):
         fitted = method_of(given.with_budgets(memory), steps=4, rho=rho, **keys)
         assert fitted.course.cuts == plain.course.cuts
     with pytest.raises(InputError, match="no partition into at most 2 blocks fits"):

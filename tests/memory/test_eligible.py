@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unalike.algorithms.fedavg import FedAvg
-from unalike.errors import NobodyFitsError
+from unalike.errors import InputError, NobodyFitsError
 from unalike.memory import eligible
 from unalike.protocol import ClientInfo
 from unalike.rng import Key
@@ -74,10 +74,23 @@ def test_positions_are_each_drawn_once() -> None:
 
 
 def test_a_client_with_a_budget_evaluates_as_many_rows_as_it_holds() -> None:
-    """10 bytes a row: 32 rows where they and one more fit, else 8 at most, of 55 bytes 4, of 5 one all the same."""
-    budgets = (None, 10**6, 330, 329, 80, 79, 55, 39, 5)
-    rows = [eligible.rows_at_once(client(0, memory), lambda n: 10 * n) for memory in budgets]
+    """10 bytes a row: 32 rows where they and two more fit, else 8 at most, of 55 bytes 4, of 5 one all the same."""
+
+    def need(rows: int) -> int:
+        assert rows > 1, "one row is no batch"
+        return 10 * rows
+
+    budgets = (None, 10**6, 340, 339, 80, 79, 55, 39, 5)
+    rows = [eligible.rows_at_once(client(0, memory), need) for memory in budgets]
     assert rows == [None, 32, 32, 8, 8, 4, 4, 2, 1]
+
+
+def test_a_client_that_could_not_predict_a_row_is_named_before_anything_starts() -> None:
+    eligible.require_prediction("m", [client(0, None), client(1, 2**20)], lambda: 2**20)
+    with pytest.raises(
+        InputError, match=r"^m: to predict with the whole model takes 2\.00 MiB, and client 1 has 1\.00"
+    ):
+        eligible.require_prediction("m", [client(0, None), client(1, 2**20)], lambda: 2**21)
 
 
 def test_rows_pass_in_parts() -> None:

@@ -68,6 +68,7 @@ class ExclusiveFL(LocalTraining, Algorithm[Server, Private, Wire]):
 
     def require(self, clients: Sequence[ClientInfo]) -> None:
         eligible.require_some("exclusivefl", clients, self.need, f"the whole of {self.shared_model}")
+        eligible.require_prediction("exclusivefl", clients, lambda: needs.evaluated(self.shared, 1))
 
     def _takes_part(self, info: ClientInfo) -> bool:
         return eligible.fits(info, self.need)

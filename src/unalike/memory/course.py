@@ -71,11 +71,12 @@ class Course:
         return needs.step_flops(sub, self.task, self.training, self.rows, self.frozen_train)
 
     def require(self, method: str, clients: Sequence[ClientInfo]) -> None:
-        """Raise `InputError` naming the first phase that no client's memory holds."""
+        """Raise `InputError` naming the first phase that no client's memory holds, or a client that cannot predict."""
         remedy = "cut the chain finer (--cuts auto), take smaller batches or a narrower model"
         for phase in self.order:
             need, what = functools.partial(self.need, phase), f"what it takes to {phase}"
             eligible.require_some(method, clients, need, what, remedy)
+        eligible.require_prediction(method, clients, lambda: needs.evaluated_step(self.sub(self.steps), 1))
 
     def able(
         self, phase: Phase, drawn: Sequence[ClientInfo], clients: Sequence[ClientInfo], key: Key

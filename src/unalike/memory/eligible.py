@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import NobodyFitsError
+from ..errors import InputError, NobodyFitsError
 from ..protocol import ClientInfo
 from ..rng import Key
 
@@ -41,11 +41,11 @@ def rows_at_once(client: ClientInfo, need: Callable[[int], int]) -> int | None:
     """How many rows a client evaluates at once: with a budget the most that it holds, at least one.
 
     `MANY` only where its memory holds the weights once more: it may be given more of them than `need` knows of. None is
-    any number, for a client without a budget.
+    any number, for a client without a budget. `need` is asked for two rows at least: one is no batch to normalise by.
     """
     if client.memory is None:
         return None
-    if need(MANY) + need(1) <= client.memory:
+    if need(MANY) + need(FEW // 4) <= client.memory:
         return MANY
     return best(client, (FEW, FEW // 2, FEW // 4), need) or 1
 
@@ -88,6 +88,19 @@ def _shuffled(n: int, key: Key) -> Iterator[int]:
         at = int(generator.integers(last + 1))
         yield moved.get(at, at)
         moved[at] = moved.pop(last, last)
+
+
+def require_prediction(method: str, clients: Sequence[ClientInfo], need: Callable[[], int]) -> None:
+    """Raise `InputError` naming the first client whose memory does not hold what it takes to predict a row.
+
+    It would end the run when it is scored, and could make no use of the model.
+    """
+    for client in clients:
+        if not fits(client, need):
+            raise InputError(
+                f"{method}: to predict with the whole model takes {need() / 2**20:.2f} MiB, and client {client.id} has "
+                f"{(client.memory or 0) / 2**20:.2f} MiB: leave such clients out, or take a narrower model"
+            )
 
 
 def require_some(
