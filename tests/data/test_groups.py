@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from unalike.data import Source, source_of
 from unalike.data.federation import Federation, federation
@@ -39,14 +39,6 @@ def groups_of(source: Source, partition: Partition) -> list[set[str]]:
     """The groups that all clients together train, validate and test on."""
     assert source.groups is not None
     return [set(source.groups[np.concatenate(getattr(partition, part))].tolist()) for part in PARTS]
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("official", [False, True])

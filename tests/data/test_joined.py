@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from unalike import config, runs
 from unalike.data import Source
@@ -19,18 +19,9 @@ from unalike.data.joined import joined
 from unalike.data.mnist import IDX
 from unalike.data.partition import PARTS, draw
 from unalike.data.sources import load
-from unalike.errors import InputError
 from unalike.rng import Key
 
 KEY = Key.root(5)
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def npm(folder: Path, each: int = 30, **spoiled: Any) -> Path:

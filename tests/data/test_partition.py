@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from unalike.data.partition import SCHEMES, Partition, _apportion, draw
 from unalike.data.sources import Source
@@ -40,14 +40,6 @@ def parts(partition: Partition) -> list[np.ndarray]:
 def sizes(partition: Partition) -> np.ndarray:
     triples = zip(partition.train, partition.validation, partition.test, strict=True)
     return np.array([[len(rows) for rows in triple] for triple in triples])
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("official", [False, True])

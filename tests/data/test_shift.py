@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 
 from unalike import api, cli, config, runs
 from unalike.data import Source, source_of
@@ -23,7 +23,6 @@ from unalike.data.partition import Partition
 from unalike.data.resize import resized
 from unalike.data.shift import KINDS, Shift, Transform, draw, parse, shifted
 from unalike.data.sources import load
-from unalike.errors import InputError
 from unalike.rng import Key
 
 KEY = Key.root(5)
@@ -35,14 +34,6 @@ def images(channels: int = 3, dtype: Any = np.uint8, n: int = 60, side: int = 8)
     x = rng.integers(0, 256, (n, channels, side, side)).astype(np.uint8)
     given_x = x if dtype == np.uint8 else (x / 255).astype(dtype)
     return source_of("pictures", given_x, np.arange(n) % 3)
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def flat(value: float, channels: int = 1) -> np.ndarray:

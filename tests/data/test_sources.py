@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 
 from unalike import data
 from unalike.data import PLAIN, partition, sources
 from unalike.data.federation import PARTS, federation
 from unalike.data.partition import draw
 from unalike.data.sources import SOURCES, Source, load, load_federated
-from unalike.errors import InputError
 from unalike.rng import Key
 
 FASHION = ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"]
@@ -46,14 +46,6 @@ def idx(array: np.ndarray) -> bytes:
 def picture(path: Path, value: Any, size: tuple[int, int] = (6, 4), mode: str = "L") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value).save(path)
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 X, Y = np.arange(24, dtype=np.float32).reshape(8, 3), np.array([0, 1] * 4)
