@@ -19,9 +19,11 @@ from torch import Tensor
 from . import runs
 from .data.federation import Federation
 from .engines.checkpoint import Checkpoints
+from .engines.keepsakes import FOLDER
 from .errors import InputError
 from .files import write_json
 from .impressions import gate
+from .impressions.transport import decode
 
 AUDIT = "audit.json"
 HELD_OUT = 1000
@@ -96,7 +98,7 @@ def impressions(folder: Path) -> dict[int, Tensor]:
         InputError: the run has none, or a file of them is damaged.
     """
     found = {}
-    for path in sorted((folder / "keepsakes").glob("round-*.safetensors")):
+    for path in sorted((folder / FOLDER).glob("round-*.safetensors")):
         try:
             found[int(path.stem.partition("-")[2])] = _kept(load_file(path))
         except Exception as error:
@@ -115,7 +117,7 @@ def impressions(folder: Path) -> dict[int, Tensor]:
 def _kept(branch: Mapping[str, Tensor]) -> Tensor | None:
     """The images among what was kept, None where there are none."""
     images = branch.get("images")
-    return images if images is None or images.dtype != torch.uint8 else images.float() / 127.5 - 1
+    return None if images is None else decode(images)
 
 
 def _images(found: Federation, *parts: str) -> Tensor:

@@ -148,7 +148,7 @@ class Site:
         A client with a budget sees at most as many rows at once as in training.
         """
         budgeted = {"size": min(512, getattr(self.algorithm, "batch_size", 512))} if job.info.memory else {}
-        rows, task = {part: self.data(job.info.id, part) for part in HELD_OUT}, self.algorithm.task
+        rows, task = {"validation": job.held_out, "test": self.data(job.info.id, "test")}, self.algorithm.task
         with watch.over("evaluation", *rows.values()):
             ready = self.algorithm.prepare(job.info, job.down, job.state, job.data, Key(bytes.fromhex(key)))
             predict = functools.partial(self.algorithm.predict, ready)

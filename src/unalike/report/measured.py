@@ -76,11 +76,9 @@ class PooledOver(_Record):
     recall: PerClass = {}
 
 
-class Budgets(BaseModel):
+class Budgets(_Record):
     """A method among clients with memory budgets: the share of them that took part, all visits, those over a budget,
     the largest share of a budget that was taken."""
-
-    model_config = CONFIG
 
     took_part: float
     visits: int
