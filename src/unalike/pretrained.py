@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .plugins import parse_call, require_extra
+from .plugins import LANGUAGE, parse_call, require_extra
 
-PREFIX = "lm:"
-"""What the name of a language model begins with."""
 DTYPES = ("float32", "bfloat16", "float16")
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")
 """What is fetched of a model from the hub: no pickled weights, no code."""
@@ -79,13 +77,13 @@ class Adapted:
     def read(cls, name: str) -> Adapted:
         """What `name` says; `InputError` when it names no language model, or when an option is wrong."""
         model, options = parse_call(name)
-        if not is_language(name) or model == PREFIX:
+        if not is_language(name) or model == LANGUAGE:
             raise InputError(f"model {name!r} is no language model: give lm:FOLDER, lm:FILE.gguf or lm:HUB/ID")
         known = {f.name: f.type for f in fields(cls) if f.name != "model"}
         for option in options:
             if option not in known:
                 raise InputError(f"model {name} has no option {option!r}; a language model has {', '.join(known)}")
-        found = cls(model.removeprefix(PREFIX), **options)
+        found = cls(model.removeprefix(LANGUAGE), **options)
         for option, is_right, right in _ranges(found):
             if not is_right:
                 raise InputError(f"model {name}: {option} = {getattr(found, option)!r} is refused: give {right}")
@@ -104,7 +102,7 @@ def _ranges(a: Adapted) -> Iterable[tuple[str, bool, str]]:
 
 def is_language(name: str) -> bool:
     """Whether a model's name is that of a language model."""
-    return name.startswith(PREFIX)
+    return name.startswith(LANGUAGE)
 
 
 def require_llm() -> None:

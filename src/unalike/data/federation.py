@@ -18,8 +18,9 @@ from ..plugins import absolute
 from ..plugins import label as label_of
 from ..protocol import Batch, ClientInfo, Spec
 from ..rng import Key
-from ..tasks import Classification, Task
-from . import Impute, Source
+from ..pretrained import Adapted, is_language
+from ..tasks import Classification, Instruction, Task
+from . import Impute, Source, text
 from .fleet import Budgets, budgets
 from .partition import PARTS, Partition, draw
 from .preprocess import Preprocess
@@ -50,25 +51,30 @@ class Federation:
     def preprocess(self, client: int) -> Preprocess:
         """Fitted, once, on the client's own training rows."""
         if client not in self._fitted:
-            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"))
+            model = self.models[self.clients[client].tier].name
+            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"), model)
         return self._fitted[client]
 
     def data(self, client: int, part: str) -> Batch:
-        """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,)."""
+        """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,); of texts both are
+        tokens, see `text.tokens`."""
         rows = self.rows(client, part)
+        if self.source.kind == "text":
+            return text.tokens(self.models[self.clients[client].tier].name, self.source, rows)
         x = self.preprocess(client)(self.source.x[rows])
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
 
     def describe(self) -> dict[str, Any]:
         """The picture of who has what, as it stands in partition.json."""
-        counts = self.partition.label_counts(self.source.y, len(self.source.classes))
+        y, classes = self.source.strata
+        counts = self.partition.label_counts(y, len(classes))
         shift = self.partition.shift
         return {
             "scheme": self.partition.scheme,
             **self.simulated,
             **({} if self.source.groups is None else {"groups": len(np.unique(self.source.groups))}),
             "hash": self.partition.hash,
-            "classes": list(self.source.classes),
+            "classes": list(classes),
             "clients": [
                 {
                     "id": info.id,
@@ -254,12 +260,26 @@ def assemble(
 ) -> Federation:
     """A federation of rows already divided. Every model is built once and checked against the data."""
     n, like = len(partition.train), Spec("", tuple(source.x.shape[1:]), len(source.classes), feature_width)
+    _require_models(source, [*names, *model_map.values()])
     tiers, specs = models_of(n, names or models.DEFAULTS[source.kind], model_map, like)
     infos = tuple(ClientInfo(k, tier, len(partition.train[k])) for k, tier in enumerate(tiers))
     for info in infos:
         if not info.n:
             raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
-    return Federation(source, partition, infos, specs, Classification(like.classes), keys or {})
+    spoken = Adapted.read(specs[tiers[0]].name).model if source.kind == "text" else ""
+    task: Task = Instruction(spoken) if spoken else Classification(like.classes)
+    return Federation(source, partition, infos, specs, task, keys or {})
+
+
+def _require_models(source: Source, names: Sequence[str]) -> None:
+    """Raise `InputError` unless texts meet language models, and only they."""
+    if source.kind == "text" and not names:
+        model = "--models lm:HuggingFaceTB/SmolLM2-135M-Instruct"
+        raise InputError(f"{source.name} holds texts: say which language model is to answer them, such as {model}")
+    for name in names:
+        if is_language(name) != (source.kind == "text"):
+            what = "takes texts only" if is_language(name) else "takes no texts; a language model lm:... does"
+            raise InputError(f"{source.name} is of kind {source.kind}: model {name} {what}")
 
 
 def models_of(

@@ -220,8 +220,8 @@ def generate(
     with found.bound(adapters, None if a is None else a.repeat_interleave(beams)) as model:
         model.generation_config = config
         ids = model.generate(x[:, -width:], attention_mask=mask[:, -width:], generation_config=config)
-    written = ids[:, width:]
-    return nn.functional.pad(written, (0, tokens - written.shape[1]), value=words.pad)
+    written = nn.functional.pad(ids[:, width:], (0, width + tokens - ids.shape[1]), value=words.pad)
+    return written.where(words.answer_mask(written).bool(), words.pad)  # beams go on with `eos` after their end
 
 
 @torch.no_grad()
