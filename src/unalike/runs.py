@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import config, models
-from .algorithms import build, find, parameters_of
+from .algorithms import ALGORITHMS, build, find, parameters_of
 from .config import Experiment
 from .data import fleet
 from .data.federation import Federation, federation, with_shared
@@ -94,6 +94,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     check_device(experiment.device)
     found = given or load_federation(experiment)
     require_alike([experiment], found)
+    require_speech(experiment, found)
     own = {info.tier: found.models[info.tier] for info in found.clients}
     found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
     parameters = {**experiment.parameters, "shared_model": shared}
@@ -135,6 +136,16 @@ def require_alike(experiments: Sequence[Experiment], found: Federation) -> None:
         f"equal architectures, but the clients have {', '.join(who)}: give --shared-model {next(reversed(tiers))} for "
         f"all clients to train that one, or --models {next(reversed(tiers))}"
     )
+
+
+def require_speech(experiment: Experiment, found: Federation) -> None:
+    """Raise `InputError` where texts meet a method that is for rows of numbers."""
+    if found.source.kind == "text" and not getattr(find(experiment.method), "speaks", False):
+        able = ", ".join(name for name, kind in ALGORITHMS.items() if getattr(kind, "speaks", False))
+        raise InputError(
+            f"{label(experiment.method)} trains networks on rows of numbers, and {found.source.name} holds texts: "
+            f"take {able}"
+        )
 
 
 def require_measurable(experiment: Experiment, found: Federation) -> None:
