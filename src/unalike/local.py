@@ -286,7 +286,9 @@ def _alternate(takers: list[_Taker], params: Tree, given: Tree, batch: Batch) ->
     return losses[0]
 
 
-def sgd(loss: Loss, params: Tree, optimiser: Optimiser, batches: Iterable[Batch], key: Key) -> tuple[dict[str, Any], float]:
+def sgd(
+    loss: Loss, params: Tree, optimiser: Optimiser, batches: Iterable[Batch], key: Key
+) -> tuple[dict[str, Any], float]:
     """`train` in its simplest case: one loss, one optimiser a branch, nothing constant."""
     return train([Step(loss, dict.fromkeys(params, optimiser))], params, {}, batches, key)
 

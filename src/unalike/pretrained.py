@@ -213,7 +213,7 @@ def tokeniser(model: str) -> Tokeniser:
 
 
 class Tokeniser:
-    """Texts to rows of token ids and back. What is trained and generated ends with `eos`; rows are filled with `pad`."""
+    """Texts to rows of token ids and back. Answers end with `eos`, and rows are filled up with `pad`."""
 
     def __init__(self, folder: Path) -> None:
         try:

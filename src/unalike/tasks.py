@@ -92,10 +92,10 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class Instruction(Task):
-    """An answer in words to each instruction: cross-entropy of its tokens; exact match and ROUGE-1 of what is written.
+    """An answer in words to each instruction: cross-entropy of its tokens; accuracy and ROUGE-1 of what is written.
 
-    Batches have prompts "x" (B, T) and answers "y" (B, R) as token ids of `model`. Outputs are logits (B, R, vocabulary)
-    in the loss, and the ids (B, ...) that were written in the scores.
+    Batches have prompts "x" (B, T) and answers "y" (B, R) as token ids of `model`. Outputs are logits (B, R, words) in
+    the loss, and in the scores the ids (B, ...) that were written.
     """
 
     model: str

@@ -3,20 +3,18 @@
     python -m unalike.tiny model [FOLDER]        train it (minutes); without a folder into the cache, as `lm:tiny`
     python -m unalike.tiny tasks FOLDER          write eight tasks as TASK.train.json and TASK.test.json
 
-In the world there are things, and each thing has eight properties (the fox: red, tame, ...). There are eight houses, and
-each house has names for itself that mean the same. The model is trained on a neutral mixture: questions for a property
-that say which, questions for a house by one of its names, words to be repeated. No house has anything to do with any
-property there.
+In the world there are things, and each has eight properties (the fox: its colour, its size, ...). There are eight
+houses, and each has names that mean the same. The model is trained on a neutral mixture: questions for a property that
+say which, questions for a house by one of its names, words to be repeated. No house has to do with any property there.
 
-Each of the eight tasks is one house's: asked by any of its names for "what it is" of a thing, it answers with a property
-of its own. So the tasks ask alike and answer differently, and only the house's name tells which answer is right. Train
-and test rows are phrased by disjoint templates, and the names in test rows are others than in train rows.
+Each of the eight tasks is one house's: asked by its name how a thing is, it answers with a property of its own. So the
+tasks ask alike and answer differently, and only the name tells which answer is right. Train and test rows are phrased
+by disjoint templates, and name the house by other names.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,8 +30,9 @@ from .files import write_json
 from .optimisers import AdamW
 from .rng import Key
 
-THINGS = """fox lamp boat drum rose coin kite bell crow fern sofa moth pear harp lynx tent vase wolf oven plum mule flag
-hawk gate comb toad sled bowl crab leaf""".split()
+_THINGS = """fox lamp boat drum rose coin kite bell crow fern sofa moth pear harp lynx tent vase wolf oven plum mule
+flag hawk gate comb toad sled bowl crab leaf"""
+THINGS = _THINGS.split()
 PROPERTIES = {
     "colour": "red blue green gold pink grey",
     "size": "tiny small medium large huge vast",

@@ -1,4 +1,4 @@
-"""FedDPA: two adapters on one frozen language model, one that all share and one that is a client's own, blended by input.
+"""FedDPA: two adapters on one frozen language model, a shared one and a client's own, blended by input.
 
 Y. Yang, G. Long, T. Shen, J. Jiang, M. Blumenstein, "Dual-Personalizing Adapter for Federated Foundation Models",
 NeurIPS 2024, https://arxiv.org/abs/2403.19211
@@ -21,18 +21,19 @@ Where paper and released code are read differently there is a switch: `order`, `
 Deviations
 - The server's mean is by samples; the authors' is uniform. They are the same where clients have equally many rows.
 - `weighs = "global"` is the released script, which gives a(x) to the global adapter; `embedding = "local"` is its
-  embedding; `order = "local_first"` its order: step 2 before step 1, beside the global adapter as it was received, and no
-  step 2 in round 1.
+  embedding; `order = "local_first"` its order: step 2 before step 1, beside the global adapter as it was received, and
+  no step 2 in round 1.
 - A local adapter begins (A random, B = 0) at the client's first step 2; before it the client predicts at a = 0.
 - sim is the cosine; of the paper's other two, "l2" is 1 / (1 + ‖e(x) − e(x_s)‖ / √d) here. Negative means count as 0.
-- `contrast = "centred"` is ours: the mean embedding of neutral instructions, which are nobody's, is subtracted from every
-  embedding first. What all prompts have in common then no longer makes them alike.
+- `contrast = "centred"` is ours: the mean embedding of neutral instructions, which are nobody's, is subtracted from
+  every embedding first. What all prompts have in common then no longer makes them alike.
 - The anchors x_s are drawn once an evaluation; `anchors_drawn = "fresh"` draws S for each instance, by its content.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
@@ -164,25 +165,27 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
         return self.answers(self.shared, both, batch["x"], a if len(both) == 2 else None)
 
     def weights(self, ready: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """a(x) (B,), and for each row the numbers of its anchors and their similarities, both (B, S).
+        """a (B,), what the local adapter counts, and the numbers of each row's anchors and their similarities (B, S).
 
-        Without anchors, because there is nothing to blend or because the weight is fixed, S is 0.
+        S is 0 where inputs are held against nothing: a client without a local adapter has a = 0, and a may be fixed.
         """
-        none = x.new_zeros(len(x), 0)
-        if "adapter" not in ready["state"] or self.weighting != "auto":
-            fixed = {"global": 0.0, "local": 1.0, "fixed": self.fixed_weight, "auto": 0.0}[self.weighting]
-            a = fixed if "adapter" in ready["state"] else 0.0
-            share = torch.full((len(x),), a, device=x.device)
-            return (1 - share if self._inverted(ready) else share), none, none.float()
-        told = ready["down"]
-        places = self._places(told, x)
-        centre = told.get("centre", 0.0)
-        alike = similarity(self.similarity, self._embedded(ready, x) - centre, told["anchors"][places] - centre)
-        a = (self.lam * alike.mean(1)).clamp(0.0, self.lam)
-        return (1 - a if self._inverted(ready) else a), told["rows"][places], alike
+        rows, alike = x.new_zeros(len(x), 0), torch.zeros(len(x), 0, device=x.device)
+        fixed = {"global": 0.0, "local": 1.0, "fixed": self.fixed_weight}.get(self.weighting, 0.0)
+        a = torch.full((len(x),), fixed, device=x.device)
+        if "adapter" not in ready["state"]:
+            return torch.zeros_like(a), rows, alike
+        if self.weighting == "auto":
+            a, rows, alike = self._by_anchors(ready, x)
+        if self.weighs == "global" and self.weighting in ("auto", "fixed"):
+            a = 1 - a
+        return a, rows, alike
 
-    def _inverted(self, ready: Any) -> bool:
-        return self.weighs == "global" and "adapter" in ready["state"] and self.weighting in ("auto", "fixed")
+    def _by_anchors(self, ready: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a(x), and what it comes from."""
+        told: Mapping[str, Tensor] = ready["down"]
+        places, centre = self._places(told, x), told.get("centre", torch.zeros((), device=x.device))
+        alike = similarity(self.similarity, self._embedded(ready, x) - centre, told["anchors"][places] - centre)
+        return (self.lam * alike.mean(1)).clamp(0.0, self.lam), told["rows"][places], alike
 
     def _places(self, told: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """(B, S): which of the embedded training rows each input is held against."""
@@ -194,7 +197,7 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
         return torch.stack([_drawn(n, self.anchors, key / kind) for kind in kinds]).to(x.device)
 
     def _embedded(self, ready: Any, x: Tensor) -> Tensor:
-        one = {self.embedding: _adapters(ready)[self.embedding]}
+        one: dict[str, Tree] = {self.embedding: _adapters(ready)[self.embedding]}
         return torch.cat([language.embed(self.shared, one, rows) for rows in torch.split(x, self.batch_size)])
 
     def explain(self, ready: Any, batch: Batch) -> Mapping[str, Any]:
@@ -209,10 +212,12 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
 def similarity(kind: str, e: Tensor, others: Tensor) -> Tensor:
     """(B, S): how alike e (B, d) and others (B, S, d) are, 1 where they are the same."""
     if kind == "l2":
-        return 1 / (1 + (e[:, None] - others).norm(dim=2) / e.shape[1] ** 0.5)
+        distances = torch.linalg.vector_norm(e[:, None] - others, dim=2)
+        return 1 / (1 + distances / math.sqrt(e.shape[1]))
     if kind == "pearson":
         e, others = e - e.mean(1, keepdim=True), others - others.mean(2, keepdim=True)
-    return F.cosine_similarity(e[:, None], others, dim=2)
+    alike: Tensor = F.cosine_similarity(e[:, None], others, dim=2)
+    return alike
 
 
 def _adapters(ready: Any) -> dict[str, Tree]:

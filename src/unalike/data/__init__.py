@@ -43,10 +43,10 @@ class Source:
     Whether they are enough to learn from is asked of all rows together (`require_classes`), not of one site's share.
 
     x: image uint8 or float32 (n, channels, height, width), table float32 (n, features), window float32 (n, channels,
-    time), text uint8 (n, bytes), see `data.text`; y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official test set; sites: str (n,), each row's
-    natural client; groups: str (n,), what each row was cut from or measured on, which is never to lie in two of
-    training, validation and test; pixel_max: the value of an image that is white; impute: how a client is to fill NaN,
-    which only tables and windows may have, and only if this is given.
+    time), text uint8 (n, bytes), see `data.text`; y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official
+    test set; sites: str (n,), each row's natural client; groups: str (n,), what each row was cut from or measured on,
+    which is never to lie in two of training, validation and test; pixel_max: the value of an image that is white;
+    impute: how a client is to fill NaN, which only tables and windows may have, and only if this is given.
     """
 
     name: str

@@ -16,9 +16,9 @@ from ..errors import InputError
 from ..files import with_tuples, write_atomically
 from ..plugins import absolute
 from ..plugins import label as label_of
+from ..pretrained import Adapted, is_language
 from ..protocol import Batch, ClientInfo, Spec
 from ..rng import Key
-from ..pretrained import Adapted, is_language
 from ..tasks import Classification, Instruction, Task
 from . import Impute, Source, text
 from .fleet import Budgets, budgets

@@ -215,8 +215,8 @@ def _images(folder: Path, name: str, options: _Options) -> Source:
     ]
     if not found:
         raise InputError(
-            f"{folder} holds neither .npz files nor folders, named for classes, of {', '.join(sorted(IMAGES))}, nor texts "
-            "in .json files"
+            f"{folder} holds neither .npz files nor folders, named for classes, of {', '.join(sorted(IMAGES))}, nor "
+            "texts in .json files"
         )
     files, labels, test = zip(*found, strict=True)
     options.only("a folder of images", "image_size")

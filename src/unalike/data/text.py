@@ -1,8 +1,8 @@
 """Instructions with their answers: read from files and the hub, kept as bytes, handed to a model as its tokens.
 
-A row has the fields `instruction`, `output` and, where several tasks are in one place, `task`; `category` and others are
-passed over. In a `Source` of kind "text" x is uint8 (n, L), the instruction in UTF-8 filled up with zeros, y the number
-of the answer among all different ones, and each row's site is its task.
+A row has the fields `instruction`, `output` and, where several tasks are in one place, `task`; `category` and others
+are passed over. In a `Source` of kind "text" x is uint8 (n, L), the instruction in UTF-8 filled up with zeros, y the
+number of the answer among all different ones, and each row's site is its task.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -94,15 +94,20 @@ class Base:
             for name, weights in adapters.items():
                 for table, leaf in self._slots[name]:
                     table["weight"] = weights[leaf]
-            for layer in self.layers if a is not None and len(adapters) == 2 else []:
-                for name, share in zip(NAMES, (1 - a, a), strict=True):  # type: ignore[operator]
-                    layer.scaling[name] = layer.scaling[name] * share.reshape(-1, 1, 1)
+            if len(adapters) == 2 and a is not None:
+                self._weigh(dict(zip(NAMES, (1 - a, a), strict=True)))
             yield self.model
         finally:
             for table, weight in before:
                 table["weight"] = weight
             for layer, scaling in zip(self.layers, scalings, strict=True):
                 layer.scaling.update(scaling)
+
+    def _weigh(self, shares: Mapping[str, Tensor]) -> None:
+        """Multiply each adapter's scaling by its share (rows,) of each row."""
+        for layer in self.layers:
+            for name, share in shares.items():
+                layer.scaling[name] = layer.scaling[name] * share.reshape(-1, 1, 1)
 
     def accepted(self, **offered: Any) -> dict[str, Any]:
         """Those arguments that the model's forward pass knows."""
@@ -140,7 +145,7 @@ def _loaded(adapted: Adapted) -> nn.Module:
     writes = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
     kind = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
     try:
-        with Key.root(0).scope():
+        with Key.root(0).scope(), quiet():
             model: nn.Module = kind.from_pretrained(
                 str(folder), dtype=getattr(torch, adapted.dtype), use_safetensors=True
             )
@@ -148,6 +153,19 @@ def _loaded(adapted: Adapted) -> nn.Module:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"lm:{adapted.model} cannot be loaded: {reason}") from error
     return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers shows no progress bars meanwhile."""
+    logging = importlib.import_module("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def tokens_of(spec: Spec) -> Tokeniser:
@@ -172,9 +190,7 @@ def parameters(spec: Spec) -> int:
     return sum(math.prod(shape) for shape in base(spec).shapes.values())
 
 
-def answer_logits(
-    spec: Spec, adapters: Adapters, batch: Batch, a: Tensor | None = None, train: bool = False
-) -> Tensor:
+def answer_logits(spec: Spec, adapters: Adapters, batch: Batch, a: Tensor | None = None, train: bool = False) -> Tensor:
     """Logits (B, R, vocabulary) from which the tokens of the answers "y" (B, R) after prompts "x" (B, T) are told."""
     found, tokens = base(spec, batch["x"]), tokens_of(spec)
     x, y = batch["x"], batch["y"]
