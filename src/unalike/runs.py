@@ -111,7 +111,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     drawn = found.partition.scheme != "site" and not found.partition.scheme.startswith("file:")
     update = {
         "clients": len(found.clients) if drawn else None,
-        "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
+        "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS.get(found.source.kind, ()),
         "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
         **(_as_given(found) if given and by_hand else {}),
         "engine": engine,

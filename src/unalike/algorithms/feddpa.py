@@ -213,7 +213,7 @@ def similarity(kind: str, e: Tensor, others: Tensor) -> Tensor:
     """(B, S): how alike e (B, d) and others (B, S, d) are, 1 where they are the same."""
     if kind == "l2":
         distances = torch.linalg.vector_norm(e[:, None] - others, dim=2)
-        return 1 / (1 + distances / math.sqrt(e.shape[1]))
+        return torch.reciprocal(1 + distances / math.sqrt(e.shape[1]))
     if kind == "pearson":
         e, others = e - e.mean(1, keepdim=True), others - others.mean(2, keepdim=True)
     alike: Tensor = F.cosine_similarity(e[:, None], others, dim=2)
