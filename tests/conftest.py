@@ -42,7 +42,7 @@ def alike() -> Federation:
 
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a language model of 170 words that was trained for seconds: it knows its words' order, few facts."""
+    """The folder of a language model of 170 words trained for seconds: it knows the order of words, and few facts."""
     return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny", steps=40)
 
 

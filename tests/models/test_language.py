@@ -107,7 +107,9 @@ def test_at_0_and_1_it_is_one_adapter_exactly(
     for name, a in (("global", zero), ("local", zero + 1)):
         alone = language.answer_logits(spec, {name: both[name]}, batch)
         assert language.answer_logits(spec, both, batch, a).equal(alone)
-    assert not language.answer_logits(spec, both, batch, zero).equal(language.answer_logits(spec, both, batch, zero + 1))
+    assert not language.answer_logits(spec, both, batch, zero).equal(
+        language.answer_logits(spec, both, batch, zero + 1)
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 4])

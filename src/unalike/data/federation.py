@@ -233,6 +233,7 @@ def federation(
         raise InputError("the partition says already which rows are used: leave --rows out")
     if shift is not None:
         require_images(source, shift)
+    _require_models(source, [*models, *(model_map or {}).values()])
     if isinstance(partition, str):
         drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
         part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
@@ -260,7 +261,6 @@ def assemble(
 ) -> Federation:
     """A federation of rows already divided. Every model is built once and checked against the data."""
     n, like = len(partition.train), Spec("", tuple(source.x.shape[1:]), len(source.classes), feature_width)
-    _require_models(source, [*names, *model_map.values()])
     tiers, specs = models_of(n, names or models.DEFAULTS[source.kind], model_map, like)
     infos = tuple(ClientInfo(k, tier, len(partition.train[k])) for k, tier in enumerate(tiers))
     for info in infos:
