@@ -161,8 +161,6 @@ def test_switch_2_embeddings_are_by_the_global_adapter_or_by_the_local_one(asked
         rows, one = method.weights(made, x)[1][0], {"global": getattr(it, name)["adapter"]}
         embedded = language.embed(method.shared, one, it.data["x"][rows])
         assert torch.allclose(made["down"]["anchors"], embedded, atol=1e-5)
-            made["down"]["anchors"], language.embed(method.shared, one, it.data["x"][rows]), atol=1e-5
-        )
 
 
 def test_centred_subtracts_the_mean_embedding_of_neutral_instructions(asked: Federation, tiny_lm: Path) -> None:
