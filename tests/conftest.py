@@ -47,10 +47,15 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def asked(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    """Eight clients with a task each, of 12 training rows and 4 official test rows, and one language model."""
-    folder = tiny.write_tasks(tmp_path_factory.mktemp("tasks") / "eight", train=16, test=4)
-    return federation(str(folder), partition="site", models=[f"lm:{tiny_lm}(r=2)"])
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight tasks, each of 16 training and 4 official test rows."""
+    return tiny.write_tasks(tmp_path_factory.mktemp("tasks") / "eight", train=16, test=4)
+
+
+@pytest.fixture(scope="session")
+def asked(tiny_lm: Path, eight: Path) -> Federation:
+    """Eight clients with a task each, of 12 training, 4 validation and 4 test rows, and one language model."""
+    return federation(str(eight), partition="site", models=[f"lm:{tiny_lm}(r=2)"])
 
 
 @pytest.fixture

@@ -122,7 +122,8 @@ class Federation:
             tuple(np.searchsorted(kept, self.rows(k, part) if k in clients else kept[:0]) for k in range(n))
             for part in PARTS
         )
-        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None, groups=None)
+        source = replace(self.source.take(kept), test=None, sites=None, groups=None)
+        source = text.only_own_answers(source) if source.kind == "text" else source
         partition = replace(self.partition, train=train, validation=validation, test=test)
         return replace(self, source=source, partition=partition, keys={})
 

@@ -38,7 +38,7 @@ class Preprocess:
         """
         shape = tuple(source.x.shape[1:])
         if source.kind == "text":
-            return cls(source.kind, shape, mean=(), std=(), classes=source.classes, model=model)
+            return cls(source.kind, shape, mean=(), std=(), model=model)  # its classes are others' answers
         if source.kind == "image":
             half = source.pixel_max / 2
             return cls(source.kind, shape, mean=(half,), std=(half,), classes=source.classes)

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +148,12 @@ def _row(fields: Any, where: str, test: bool, task: str) -> Row:
     return Row(fields["instruction"], fields["output"], str(fields.get("task") or task), test)
 
 
+def only_own_answers(source: Source) -> Source:
+    """The same rows without the answers that only other rows had."""
+    used, y = np.unique(source.y, return_inverse=True)
+    return replace(source, y=y.astype(np.int64), classes=tuple(source.classes[i] for i in used))
+
+
 def packed(texts: Sequence[str]) -> Array:
     """Texts as uint8 (n, L): UTF-8, filled up with zeros."""
     encoded = [text.encode() for text in texts]
@@ -159,6 +166,22 @@ def packed(texts: Sequence[str]) -> Array:
 def unpacked(rows: Array) -> list[str]:
     """The inverse of `packed`."""
     return [np.ascontiguousarray(row).tobytes().rstrip(b"\0").decode() for row in rows]
+
+
+def read_instructions(path: Path) -> list[str]:
+    """Instructions without answers: the lines of a .txt file, or the field `instruction` of a .json or .jsonl file."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    if path.suffix.lower() in SUFFIXES:
+        rows = [
+            (place, fields.get("instruction") if isinstance(fields, Mapping) else None)
+            for place, fields in _objects(path)
+        ]
+        for place, found in rows:
+            if not isinstance(found, str):
+                raise InputError(f"{path}: {place} has no text in the field 'instruction'")
+        return [str(found) for _, found in rows]
+    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def prompts(model: str, rows: Array) -> Array:
