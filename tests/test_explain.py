@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ ASKED = "the metro office wants to know how a fox is ."
 
 
 @pytest.fixture(scope="module")
-def finished(eight: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(eight: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rounds of FedDPA, started as a user does."""
     folder = tmp_path_factory.mktemp("runs") / "feddpa"
     options = {
@@ -35,11 +35,10 @@ def finished(eight: Path, tiny_lm: Path, tmp_path_factory: pytest.TempPathFactor
         "--out": folder,
     }
     words = ["run", "feddpa", "--quiet", *(str(word) for pair in options.items() for word in pair)]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as ended:
         cli.main(words)
     assert ended.value.code == 0
-    yield folder
+    return folder
 
 
 def test_a_run_leaves_accuracy_and_rouge_and_a_page(finished: Path) -> None:
@@ -95,9 +94,8 @@ def test_an_exported_model_answers_without_the_run_and_holds_no_answer_of_others
     model, before = personal.load(path), personal.extract(finished, 6, last=True)
     asked = [ASKED, "metro desk : how is the lamp ?"]
     assert model.answers(asked) == before.answers(asked)
-    ready = [
-        m.algorithm.weights(m.ready_on("cpu"), torch.from_numpy(m.preprocess(packed(asked)))) for m in (model, before)
-    ]
+    x = torch.from_numpy(model.preprocess(packed(asked)))
+    ready = [each.algorithm.weights(each.ready_on("cpu"), x) for each in (model, before)]
     assert all(a.equal(b) for a, b in zip(*ready, strict=True))
     with safe_open(path, framework="pt") as file:
         about, names = file.metadata()["unalike"], set(file.keys())
@@ -137,7 +135,5 @@ def test_a_model_of_texts_has_no_logits_and_no_onnx(finished: Path, tmp_path: Pa
 
 def test_a_site_is_handed_its_own_answers_only(asked: Any) -> None:
     mine = asked.only([3]).source
-    own = {
-        asked.source.classes[i] for part in ("train", "validation", "test") for i in asked.source.y[asked.rows(3, part)]
-    }
+    own = {asked.source.classes[i] for i in asked.source.y[asked.partition.of(3)]}
     assert set(mine.classes) == own < set(asked.source.classes)
