@@ -9,11 +9,12 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from .algorithms import find
+from .data.federation import Scope
 from .data.fleet import is_file
 from .data.sources import located as located_data
 from .errors import InputError
@@ -41,6 +42,17 @@ Split = Annotated[tuple[float, float, float], BeforeValidator(_read_split)]
 """Shares of training, validation and test rows that add up to 1; read from 60/20/20 as well."""
 
 
+def _read_scopes(value: Any) -> Any:
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts or not {*parts} <= {*get_args(Scope)}:
+        raise ValueError("one or more of own, others, all, unseen, separated by commas")
+    return tuple(dict.fromkeys(parts))
+
+
+Scopes = Annotated[tuple[Scope, ...], BeforeValidator(_read_scopes)]
+"""Whose test rows models are scored on; read from own,all as well. Their own ones always are."""
+
+
 class Experiment(BaseModel):
     """Everything but the method's own parameters, which stand in `parameters`."""
 
@@ -65,6 +77,7 @@ class Experiment(BaseModel):
     )
     split: Split = Field((0.6, 0.2, 0.2), description="train/validation/test shares, 60/20/20")
     min_per_client: int = Field(10, ge=0, description="least number of rows of a client")
+    unseen: int = Field(0, ge=0, description="so many clients, the last ones, take no part: for --evaluate unseen")
 
     shift: str | None = Field(
         None, description="simulated domain shift of images, stain:0.8,blur:0.5 or mixed:0.7 [none]"
@@ -85,6 +98,9 @@ class Experiment(BaseModel):
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     eval_every: int = Field(1, ge=1, description="rounds between evaluations")
     eval_clients: int | None = Field(None, ge=1, description="evaluate a fixed sample of so many clients [all]")
+    evaluate: Scopes = Field(
+        ("own",), description="whose test rows each model is scored on: own, others, all (own and others), unseen"
+    )
     forgetting: bool = Field(
         False, description="measure what each client's training costs the global model on all others' rows"
     )

@@ -55,7 +55,9 @@ def _experiment_options() -> list[click.Parameter]:
 
 
 def _shown(default: Any) -> str:
-    return "/".join(f"{100 * share:.0f}" for share in default) if isinstance(default, tuple) else str(default)
+    if not isinstance(default, tuple):
+        return str(default)
+    return "/".join(part if isinstance(part, str) else f"{100 * part:.0f}" for part in default)
 
 
 def words(ctx: click.Context) -> tuple[list[str], dict[str, Any]]:

@@ -74,6 +74,7 @@ class Prepared:
             eval_every=e.eval_every,
             eval_clients=e.eval_clients,
             forgetting=e.forgetting,
+            scopes=[scope for scope in e.evaluate if scope != "own"],
             device=e.device,
             store_budget=e.store_budget * 2**20,
             check_memory=e.check_memory,
@@ -110,7 +111,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     workers = experiment.workers or min(cores, 8, len(found.clients))
     drawn = found.partition.scheme != "site" and not found.partition.scheme.startswith("file:")
     update = {
-        "clients": len(found.clients) if drawn else None,
+        "clients": len(found.partition) if drawn else None,
         "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS.get(found.source.kind, ()),
         "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
         **(_as_given(found) if given and by_hand else {}),
@@ -149,7 +150,8 @@ def require_speech(experiment: Experiment, found: Federation) -> None:
 
 
 def require_measurable(experiment: Experiment, found: Federation) -> None:
-    """Raise `InputError` where forgetting is to be measured and cannot be."""
+    """Raise `InputError` where forgetting, or scores on others' rows, are to be measured and cannot be."""
+    _require_scopes(experiment, found)
     if not experiment.forgetting:
         return
     if not find(experiment.method).global_model:
@@ -166,6 +168,16 @@ def require_measurable(experiment: Experiment, found: Federation) -> None:
         raise InputError("forgetting = true: a single client has no others whose rows could be forgotten")
 
 
+def _require_scopes(experiment: Experiment, found: Federation) -> None:
+    elsewhere, asked = [s for s in experiment.evaluate if s != "own"], f"--evaluate {','.join(experiment.evaluate)}"
+    if elsewhere and experiment.engine == "flower":
+        raise InputError(f"{asked}: a site has its own rows only: over Flower's network evaluate own")
+    if "unseen" in elsewhere and not found.unseen:
+        raise InputError(f"{asked}: all clients take part, none is unseen: keep some out with --unseen 2")
+    if {"others", "all"} & {*elsewhere} and len(found.clients) < 2:
+        raise InputError(f"{asked}: a single client has no others: give --clients 2 or more")
+
+
 def first_and_more(ids: Sequence[int]) -> str:
     """The first four numbers of a list, and that there are more."""
     return ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
@@ -176,6 +188,7 @@ def _as_given(found: Federation) -> dict[str, Any]:
     return {
         "data": found.source.name,
         "rows": None,
+        "unseen": len(found.unseen),
         **found.keys,
         "partition": found.partition.scheme,
         "models": tuple(found.models[info.tier].name for info in found.clients),

@@ -85,11 +85,14 @@ def summarise(events: Iterable[Mapping[str, Any]], selected_round: int) -> dict[
     def scored(event: Mapping[str, Any], part: str) -> dict[str, Any]:
         return {**scores_at(event["evaluation"], part), **pooled_at(event, part)}
 
+    scopes = [part for part in chosen["evaluation"] if part not in ("validation", "test")]
+
     return {
         "rounds": len(rounds),
         **scored(chosen, "test"),
         "last": scored(last, "test"),
         "validation": scored(chosen, "validation"),
+        **({"scopes": {scope: scores_at(chosen["evaluation"], scope) for scope in scopes}} if scopes else {}),
         "selected_round": selected_round,
         **forgetting(rounds),
         "train": chosen["metrics"]["train"],
@@ -136,6 +139,7 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         **_budgets_over_seeds([s["memory"] | {"clients": s["clients"]} for s in summaries if "memory" in s]),
         **_pooled_over(summaries),
         **_forgetting_over(summaries),
+        **_scopes_over(summaries),
         "status": "failed" if reason else "done",
         **({"reason": reason} if reason else {}),
     }
@@ -171,6 +175,14 @@ def _forgetting_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """As "forgetting" the mean over seeds; nothing unless it was measured for all."""
     found = [s["forgetting"]["mean"] for s in summaries if "forgetting" in s]
     return {"forgetting": with_interval(found)} if len(found) == len(summaries) else {}
+
+
+def _scopes_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As "scopes" the mean accuracy on others' test rows over seeds, by scope; nothing unless all were scored there."""
+    found = [s["scopes"] for s in summaries if "scopes" in s]
+    if len(found) < len(summaries):
+        return {}
+    return {"scopes": {scope: with_interval([f[scope]["accuracy"]["mean"] for f in found]) for scope in found[0]}}
 
 
 def with_interval(values: Sequence[float]) -> dict[str, Any]:

@@ -125,6 +125,13 @@ def test_a_synthesis_succeeds_on_a_trained_network(small: Federation, trained: d
     assert float(F.cross_entropy(f, y)) == pytest.approx(made.after.loss, rel=1e-3)
 
 
+def test_batches_at_the_same_time_are_the_same_bits(small: Federation, trained: dict[str, Any]) -> None:
+    x, y = _start(small, 40)
+    one, several = (synthesise(_spec(small), trained, y, FORTY, x, at_once=n) for n in (1, 3))
+    assert torch.equal(one.images, several.images)
+    assert (one.lr, one.after) == (several.lr, several.after)
+
+
 def test_more_iterations_lower_both(small: Federation, trained: dict[str, Any]) -> None:
     x, y = _start(small, 40)
     made = [

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from .shift import draw as draw_shift
 from .shift import parse as parse_shift
 from .shift import require_images, shifted
 from .sources import load as load_source
+
+Scope: TypeAlias = Literal["own", "others", "all", "unseen"]
+"""Whose test rows a client's model is scored on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +58,29 @@ class Federation:
             self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"), model)
         return self._fitted[client]
 
-    def data(self, client: int, part: str) -> Batch:
+    @property
+    def unseen(self) -> range:
+        """Clients whose rows are there and who take no part: the last ones of the partition."""
+        return range(len(self.clients), len(self.partition))
+
+    def within(self, scope: Scope, client: int) -> Sequence[int]:
+        """The clients whose test rows a client's model meets: itself, all others, both, or the unseen."""
+        everyone = range(len(self.clients))
+        others = [other for other in everyone if other != client]
+        return {"own": [client], "others": others, "all": everyone, "unseen": self.unseen}[scope]
+
+    def data(self, client: int, part: str, by: int | None = None) -> Batch:
         """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,); of texts both are
-        tokens, see `text.tokens`."""
+        tokens, see `text.tokens`.
+
+        Args:
+            by: the client whose model meets them, where it is another one's: scaled as that one scales its own.
+        """
         rows = self.rows(client, part)
+        whose = client if by is None else by
         if self.source.kind == "text":
-            return text.tokens(self.models[self.clients[client].tier].name, self.source, rows)
-        x = self.preprocess(client)(self.source.x[rows])
+            return text.tokens(self.models[self.clients[whose].tier].name, self.source, rows)
+        x = self.preprocess(whose)(self.source.x[rows])
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
 
     def describe(self) -> dict[str, Any]:
@@ -87,6 +106,7 @@ class Federation:
                 }
                 for info in self.clients
             ],
+            **({"unseen": [{"id": k, "test": len(self.rows(k, "test"))} for k in self.unseen]} if self.unseen else {}),
         }
 
     @property
@@ -178,6 +198,7 @@ def federation(
     partition: str | Partition = "dirichlet:0.5",
     split: Sequence[float] = (0.6, 0.2, 0.2),
     min_per_client: int = 10,
+    unseen: int = 0,
     shift: str | None = None,
     models: Sequence[str] = (),
     model_map: Mapping[int, str] | None = None,
@@ -195,6 +216,7 @@ def federation(
         partition: a scheme such as "dirichlet:0.5", or a `Partition`.
         split: shares of train, validation and test rows of each client.
         min_per_client: least number of rows a client must get.
+        unseen: so many of the clients, the last ones, take no part: the others' models can be scored on their rows.
         shift: simulated domain shift such as "stain:0.8,blur:0.5" or "mixed:0.7", see `data.shift`: each client's
             images, of all parts, go through a transform of its own. The partition keeps it.
         models: names that clients take in turn (client k the model k mod len); empty: the five sizes for the data.
@@ -248,7 +270,7 @@ def federation(
         partition = replace(partition, shift=draw_shift(shift, len(partition), source.x.shape[1:], key))
     if partition.shift:
         source = shifted(source, list(map(partition.of, range(len(partition)))), partition.shift)
-    found = assemble(source, partition, models, model_map or {}, feature_width, keys)
+    found = assemble(source, partition, models, model_map or {}, feature_width, keys, unseen)
     return found if fleet is None else found.with_budgets(budgets(fleet, len(found.clients), Key.root(seed) / "fleet"))
 
 
@@ -259,9 +281,12 @@ def assemble(
     model_map: Mapping[int, str],
     feature_width: int | None = None,
     keys: Mapping[str, Any] | None = None,
+    unseen: int = 0,
 ) -> Federation:
     """A federation of rows already divided. Every model is built once and checked against the data."""
-    n, like = len(partition.train), Spec("", tuple(source.x.shape[1:]), len(source.classes), feature_width)
+    n, like = len(partition) - unseen, Spec("", tuple(source.x.shape[1:]), len(source.classes), feature_width)
+    if not 0 <= unseen < len(partition):
+        raise InputError(f"--unseen {unseen}: of {len(partition)} clients at least one must take part")
     tiers, specs = models_of(n, names or models.DEFAULTS[source.kind], model_map, like)
     infos = tuple(ClientInfo(k, tier, len(partition.train[k])) for k, tier in enumerate(tiers))
     for info in infos:

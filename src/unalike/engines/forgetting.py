@@ -17,8 +17,7 @@ from ..errors import RunError
 from ..protocol import Arrival
 from ..tasks import Task
 from ..tree import Tree
-from .scoring import added
-from .site import HELD_OUT
+from .scoring import HELD_OUT, added
 from .wire import Message, pack
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from .. import tree
-from ..data.federation import Federation
+from ..data.federation import Federation, Scope
 from ..errors import InputError, RunError
 from ..protocol import Algorithm, Arrival, ClientInfo, Ticket
 from ..rng import Key
@@ -77,6 +77,7 @@ class Plan:
     eval_every: int = 1
     eval_clients: int | None = None
     forgetting: bool = False
+    scopes: Sequence[Scope] = ()
     device: str = "cpu"
     store_budget: int = DEFAULT_BUDGET
     check_memory: bool = True
@@ -159,8 +160,8 @@ class _Loop:
         forget_peak_memory()
         self.engine.open(self._setup(), plan.federation)
         self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
-        if plan.forgetting and self.remote:
-            raise InputError("forgetting = true is measured on one machine only: what it counts stays at the sites")
+        if (plan.forgetting or plan.scopes) and self.remote:
+            raise InputError("forgetting and others' rows are scored on one machine only: they stay at their sites")
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
         begun = {"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed}
@@ -181,6 +182,7 @@ class _Loop:
             budget=self.plan.store_budget,
             check_memory=self.plan.check_memory,
             counts=True,  # which sites that lie elsewhere do not heed
+            scopes=self.plan.scopes,
         )
 
     def _round(self, server: Any, round: int) -> Any:

@@ -10,12 +10,20 @@ from torch import Tensor
 
 from ..protocol import Arrival
 from ..tasks import Task
-from .site import HELD_OUT
+
+HELD_OUT = ("validation", "test")
+"""The parts of a client's rows that are scored: to choose, and to report."""
 
 
 def by_part(scores: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Client to part to scores as part to client to scores."""
-    return {part: {str(client): scores[client][part] for client in sorted(scores)} for part in HELD_OUT}
+    """Client to part, or scope, to scores as part to client to scores."""
+    parts = dict.fromkeys(part for found in scores.values() for part in found)
+    return {part: {str(client): scores[client][part] for client in sorted(scores)} for part in parts}
+
+
+def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each score; of the number of rows, "n", the sum."""
+    return {name: sum(s[name] for s in found) / (1 if name == "n" else len(found)) for name in found[0]}
 
 
 def together(task: Task, heads: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import local, models, tree
 from ..algorithms import build
-from ..data.federation import Federation
+from ..data.federation import Federation, Scope
 from ..errors import RunError, UnalikeError
 from ..protocol import Algorithm, Batch, Job
 from ..rng import Key
 from .budget import Watch
+from .scoring import HELD_OUT, mean
 from .store import DEFAULT_BUDGET, Store
 from .wire import Message, pack
-
-HELD_OUT = ("validation", "test")
-"""The parts of a client's rows that are scored: to choose, and to report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,8 @@ class Setup:
     counts: bool = False
     """Whether replies have the counts, class by class, that scores are made of: of rows that all lie on this machine
     anyway, so that scores over all clients together are exact. Of a site elsewhere nobody can ask for them."""
+    scopes: Sequence[Scope] = ()
+    """Whose test rows models are scored on beside their own client's; a site elsewhere has none of them."""
 
 
 class Site:
@@ -62,7 +62,7 @@ class Site:
         self.device = torch.device(setup.device)
         self.store = Store(Path(setup.store), setup.budget)
         self.init_key = Key(bytes.fromhex(setup.init_key))
-        self.check_memory, self.counts = setup.check_memory, setup.counts
+        self.check_memory, self.counts, self.scopes = setup.check_memory, setup.counts, setup.scopes
         self._flops_per_row: dict[Any, float | None] = {}
         forget_peak_memory()  # of the run that this process served before
         if self.device.type == "cuda":
@@ -96,8 +96,8 @@ class Site:
     def _state(self, head: Mapping[str, Any]) -> dict[str, Any]:
         return tree.to(self.state(head["client"], head["version"], head["sha256"]), self.device)
 
-    def data(self, client: int, part: str) -> Batch:
-        return {name: rows.to(self.device) for name, rows in self.federation.data(client, part).items()}
+    def data(self, client: int, part: str, by: int | None = None) -> Batch:
+        return {name: rows.to(self.device) for name, rows in self.federation.data(client, part, by).items()}
 
     def _update(self, request: Message) -> Message:
         head = request.head
@@ -134,6 +134,20 @@ class Site:
         tallies = {part: local.tally(self.algorithm.task, predict, rows) for part, rows in parts}
         return Message({"client": client, "counts": _as_lists(tallies)})
 
+    def _elsewhere(
+        self, client: int, tally: Callable[[Batch], Mapping[str, torch.Tensor]]
+    ) -> dict[str, dict[str, float]]:
+        """The client's model on test rows of other clients, by scope: the mean over those, each counting once.
+
+        No budget is asked: this is measured, the client does not do it.
+        """
+
+        @functools.cache
+        def on(other: int) -> dict[str, float]:
+            return self.algorithm.task.scores(tally(self.data(other, "test", by=client)))
+
+        return {scope: mean([on(other) for other in self.federation.within(scope, client)]) for scope in self.scopes}
+
     def _job(self, request: Message) -> Job[Any, Any]:
         """The ticket with what this site has beside it."""
         head, client = request.head, int(request.head["client"])
@@ -147,13 +161,14 @@ class Site:
 
         A client with a budget sees at most as many rows at once as in training.
         """
-        budgeted = {"size": min(512, getattr(self.algorithm, "batch_size", 512))} if job.info.memory else {}
+        size = min(512, getattr(self.algorithm, "batch_size", 512)) if job.info.memory else 512
         rows, task = {"validation": job.held_out, "test": self.data(job.info.id, "test")}, self.algorithm.task
         with watch.over("evaluation", *rows.values()):
             ready = self.algorithm.prepare(job.info, job.down, job.state, job.data, Key(bytes.fromhex(key)))
             predict = functools.partial(self.algorithm.predict, ready)
-            tallies = {part: local.tally(task, predict, found, **budgeted) for part, found in rows.items()}
+            tallies = {part: local.tally(task, predict, found, size) for part, found in rows.items()}
         scores = {part: task.scores(found) for part, found in tallies.items()}
+        scores |= self._elsewhere(job.info.id, functools.partial(local.tally, task, predict, size=size))
         for part, found in scores.items():
             _require_finite(f"on {part}", found)
         return {"scores": scores, **({"counts": _as_lists(tallies)} if self.counts else {})}

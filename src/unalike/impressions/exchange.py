@@ -9,6 +9,7 @@ The server's state has two branches for it beside a method's own, once the first
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def renewed(
         strength = min(max(STRENGTH, 2 * strength), STRONGEST)
     labels = label_of_each(settings.images, spec.classes, counts.get("counts"))
     lr = float(before.get("lr", 0.0))
-    made = _made(settings, spec, model, labels, key, lr, strength)
+    made = _made(settings, spec, model, labels, key, lr, strength, os.cpu_count() or 1)
     numbers = {"lr": made.lr if made.has_succeeded else 0.0, "strength": strength}
     told = {**by_name(made), "refused": float(refused)}
     images = encode(made.images) if settings.transport == "uint8" else made.images
@@ -84,11 +85,18 @@ def renewed(
 
 
 def _made(
-    settings: Impressions, spec: Spec, model: Tree, labels: Tensor, key: Key, lr: float, strength: float
+    settings: Impressions,
+    spec: Spec,
+    model: Tree,
+    labels: Tensor,
+    key: Key,
+    lr: float,
+    strength: float,
+    at_once: int = 1,
 ) -> Synthesis:
     """The synthesis that server and client can each make."""
     start = _start(settings, spec, settings.images, key)
-    return synthesise(spec, model, labels, hardened(settings, strength), start, lr)
+    return synthesise(spec, model, labels, hardened(settings, strength), start, lr, at_once)
 
 
 def _start(settings: Impressions, spec: Spec, n: int, key: Key) -> Tensor:

@@ -11,6 +11,8 @@ from .paired import reference_name
 from .records import Difference, Method, Target
 from .units import duration, flops, fraction, interval, percent, signed, size
 
+SCOPES = ("others", "all", "unseen")
+"""Whose test rows models may have been scored on beside their own clients'."""
 RECALL = "Recall of each class: of its test rows at all clients together, the share predicted right; mean over seeds."
 
 
@@ -37,6 +39,7 @@ def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
             if m.method == name and paired
             else difference(m.balanced_difference),
             "lowest recall": _figure(m.pooled.lowest_recall),
+            **{f"on {scope}": _figure(m.scopes.get(scope, Figure())) for scope in SCOPES},
             "forgetting": _figure(m.forgetting),
             "above alone": "" if m.beats_standalone is None else percent(m.beats_standalone),
         }
@@ -85,6 +88,11 @@ def legend(methods: Sequence[Method]) -> str:
         told += (
             " All rows: the test rows of all clients together, each predicted by what its own client predicts with. "
             "Balanced: the mean of the classes’ recalls; lowest recall: of the class that has it."
+        )
+    if any(m.scopes for m in methods):
+        told += (
+            " On others, all, unseen: each client’s model on the test rows of all other clients, of all, or of clients "
+            "that took no part, each of those counting once."
         )
     if any(m.forgetting.mean is not None for m in methods):
         told += (
@@ -176,6 +184,8 @@ def plain(m: Method) -> dict[str, Any]:
         "lowest_recall": m.pooled.lowest_recall.mean,
         "lowest_recall_ci95": m.pooled.lowest_recall.ci95,
         "recall": _json(m.pooled.recall) if m.pooled.recall else None,
+        **{f"on_{scope}": m.scopes.get(scope, Figure()).mean for scope in SCOPES},
+        **{f"on_{scope}_ci95": m.scopes.get(scope, Figure()).ci95 for scope in SCOPES},
         "forgetting": m.forgetting.mean,
         "forgetting_ci95": m.forgetting.ci95,
         "target_accuracy": until and until.accuracy,

@@ -1,4 +1,4 @@
-"""The records of figures over the rows of all clients together, and of forgetting."""
+"""The records of figures over the rows of all clients together, on those of others, and of forgetting."""
 
 from __future__ import annotations
 
@@ -47,6 +47,18 @@ class Forgetting(_Record):
     rounds: list[int] = []
     per_client: PerClient = {}
     by_round: dict[int, float] = {}
+
+
+class Elsewhere(_Record):
+    """A score of each client's model on other clients' test rows."""
+
+    mean: float | None = None
+    worst: float | None = None
+    per_client: PerClient = {}
+
+
+class Scope(_Record):
+    accuracy: Elsewhere = Elsewhere()
 
 
 class Together(_Record):

@@ -11,7 +11,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, RootModel, model_validator
 
-from .measured import CONFIG, Budgets, Figure, Forgetting, Forgotten, PerClient, Pooled, PooledOver, Together, known
+from .measured import (
+    CONFIG,
+    Budgets,
+    Figure,
+    Forgetting,
+    Forgotten,
+    PerClient,
+    Pooled,
+    PooledOver,
+    Scope,
+    Together,
+    known,
+)
 
 BASELINE = "standalone"
 
@@ -69,6 +81,7 @@ class Summary(Record):
     balanced_accuracy: Scores = Scores()
     pooled: Pooled | None = None
     forgetting: Forgetting | None = None
+    scopes: dict[str, Scope] = {}
     selected_round: int | None = None
     bytes: Traffic = Traffic()
     wire_bytes: Traffic = Traffic()
@@ -249,6 +262,7 @@ class Method(Record):
     balanced_difference: Difference | None = None
     """Of balanced accuracy over all rows together."""
     forgetting: Figure = Figure()
+    scopes: dict[str, Figure] = {}
     target: Target | None = None
     bytes_up: float | None = None
     bytes_down: float | None = None

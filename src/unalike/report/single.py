@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import classes, course, forgotten, impressions, likeness, pictures, story, work
+from . import classes, course, elsewhere, forgotten, impressions, likeness, pictures, story, work
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
@@ -27,6 +27,7 @@ def page(run: Run, other: Run | None) -> str:
         course.memory(run),
         course.took_part(run),
         _clients(run, other),
+        elsewhere.single(run),
         classes.single(run, other),
         forgotten.single(run),
         impressions.single(run),
@@ -120,6 +121,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         **course.about(run, client),
         "accuracy": fraction(scores.accuracy.per_client.get(i)),
         "balanced": fraction(scores.balanced_accuracy.per_client.get(i)),
+        **elsewhere.about(run, i),
         **forgotten.about(run, i),
     }
     if other:
