@@ -136,6 +136,12 @@ def again(asked: Federation, tiny_lm: Path) -> Any:
     return divided
 
 
+def test_rows_of_clients_that_take_no_part_are_tokens_too(asked: Federation, tiny_lm: Path) -> None:
+    found = federation(asked.source, partition="site", models=[f"lm:{tiny_lm}"], unseen=2)
+    for by in (None, 1):
+        assert found.data(7, "test", by=by)["x"].equal(asked.data(7, "test")["x"])
+
+
 def test_several_clients_a_task_share_its_test_rows_whatever_the_answers(again: Any, asked: Federation) -> None:
     """Many test answers occur in no training row: rows are dealt by task, not by answer."""
     found = again("site:iid", 16)

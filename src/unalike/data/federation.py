@@ -54,9 +54,12 @@ class Federation:
     def preprocess(self, client: int) -> Preprocess:
         """Fitted, once, on the client's own training rows."""
         if client not in self._fitted:
-            model = self.models[self.clients[client].tier].name
-            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"), model)
+            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"), self._model(client))
         return self._fitted[client]
+
+    def _model(self, client: int) -> str:
+        """The name of a client's model; one that takes no part has the first one's."""
+        return self.models[self.clients[client if client < len(self.clients) else 0].tier].name
 
     @property
     def unseen(self) -> range:
@@ -79,7 +82,7 @@ class Federation:
         rows = self.rows(client, part)
         whose = client if by is None else by
         if self.source.kind == "text":
-            return text.tokens(self.models[self.clients[whose].tier].name, self.source, rows)
+            return text.tokens(self._model(whose), self.source, rows)
         x = self.preprocess(whose)(self.source.x[rows])
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
 
