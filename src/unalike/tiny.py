@@ -9,7 +9,7 @@ say which, questions for a house by one of its names, words to be repeated. No h
 
 Each of the eight tasks is one house's: asked by its name how a thing is, it answers with a property of its own. So the
 tasks ask alike and answer differently, and only the name tells which answer is right. Train and test rows are phrased
-by disjoint templates, and name the house by other names.
+by disjoint templates.
 """
 
 from __future__ import annotations
@@ -114,23 +114,15 @@ def tasks(seed: int = 0, train: int = 60, test: int = 24) -> Iterator[tuple[str,
     rng = (Key.root(seed) / "tasks").numpy()
     of = dict(zip(HOUSES, rng.permutation(list(PROPERTIES)).tolist(), strict=True))
     for house, names in HOUSES.items():
-        own = rng.permutation(names.split()).tolist()
-        for part, forms, called, count in (("train", TRAIN, own[:2], train), ("test", TEST, own[2:], test)):
-            rows = [(form, thing, name) for form in forms for thing in THINGS for name in called]
+        for part, forms, count in (("train", TRAIN, train), ("test", TEST, test)):
+            rows = [(form, thing, name) for form in forms for thing in THINGS for name in names.split()]
             picked = [rows[int(i)] for i in rng.permutation(len(rows))[:count]]
-            yield (
-                house,
-                part,
-                [
-                    {
-                        "instruction": form.format(name=name, thing=thing),
-                        "output": world()[thing, of[house]],
-                        "task": house,
-                        "category": "tiny",
-                    }
-                    for form, thing, name in picked
-                ],
-            )
+            yield house, part, [_row(form, thing, name, house, of[house]) for form, thing, name in picked]
+
+
+def _row(form: str, thing: str, name: str, house: str, property_: str) -> dict[str, str]:
+    asked = form.format(name=name, thing=thing)
+    return {"instruction": asked, "output": world()[thing, property_], "task": house, "category": "tiny"}
 
 
 def write_tasks(folder: Path, seed: int = 0, train: int = 60, test: int = 24) -> Path:
