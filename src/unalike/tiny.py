@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from . import local, pretrained, tree
-from .errors import InputError
 from .files import write_json
 from .optimisers import AdamW
 from .rng import Key
@@ -214,7 +213,7 @@ def main(arguments: Sequence[str]) -> None:
     elif what == "tasks" and folder:
         write_tasks(folder)
     else:
-        raise InputError("python -m unalike.tiny model [FOLDER], or python -m unalike.tiny tasks FOLDER")
+        sys.exit("unalike: say python -m unalike.tiny model [FOLDER], or python -m unalike.tiny tasks FOLDER")
 
 
 if __name__ == "__main__":
