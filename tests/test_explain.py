@@ -49,6 +49,20 @@ def test_a_run_leaves_accuracy_and_rouge_and_a_page(finished: Path) -> None:
     assert (finished / "report.html").is_file()
 
 
+def test_a_run_is_not_reopened_with_another_model(finished: Path, tiny_lm: Path) -> None:
+    about = json.loads((finished / "manifest.json").read_text())
+    assert {"transformers", "peft", "tokenizers", "rouge-score"} <= about["versions"].keys()
+    assert about["code_sha256"].keys() == {"lm:tiny(r=2)"}
+    config = tiny_lm / "config.json"
+    before = config.read_bytes()
+    config.write_bytes(before + b" ")
+    try:
+        with pytest.raises(InputError, match=r"lm:tiny\(r=2\) has changed since"):
+            runs.reopen(finished)
+    finally:
+        config.write_bytes(before)
+
+
 def test_explain_says_weight_anchors_and_answers(finished: Path, call: Callable[..., Any]) -> None:
     code, out, _ = call("explain", finished, "--client", 6, "--input", ASKED, "--json", "--last")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: Any) -> None
     assert asked == [file]
     file.write_bytes(b"other weights")
     assert located.__wrapped__(str(file)) != first
+
+
+def test_a_fingerprint_is_of_the_files_wherever_they_lie(tiny_lm: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_lm, tmp_path / "copy")
+    first = pretrained.fingerprint(f"lm:{tiny_lm}(r=2)")
+    assert first == pretrained.fingerprint(f"lm:{copy}")
+    assert pretrained.fingerprint("cnn-1") is None
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert pretrained.fingerprint(f"lm:{copy}") != first
 
 
 def test_prompts_stand_on_the_right_and_keep_their_end(tiny_lm: Path) -> None:

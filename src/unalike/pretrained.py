@@ -30,6 +30,8 @@ FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")
 """What is fetched of a model from the hub: no pickled weights, no code."""
 NEUTRAL = "neutral.json"
 """File in a model's folder: a list of instructions that are nobody's, to be used in the place of `INSTRUCTIONS`."""
+ENDS = 2**16
+"""Bytes at either end of a file that tell it from others."""
 PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
 AROUND = re.compile(r"^\s*###\s*Instruction\s*:\s*|\s*###\s*Response\s*:\s*$")
 """What `PROMPT` puts around an instruction, however a tokeniser writes white space."""
@@ -193,6 +195,23 @@ def _convert(file: Path, folder: Path) -> None:
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
     tokens.save_pretrained(folder)
+
+
+def fingerprint(name: str) -> str | None:
+    """SHA-256 (hex) of the files of a language model: of each its name, its size and its first and last 64 KiB.
+
+    Weights are of gigabytes, and those that differ in one layer only are rare; None for other models.
+    """
+    if not is_language(name):
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(located(Adapted.read(name).model).iterdir()):
+        if file.suffix in (".json", ".safetensors", ".model", ".txt"):
+            with file.open("rb") as opened:
+                size, head = file.stat().st_size, opened.read(ENDS)
+                opened.seek(max(0, size - ENDS))
+                digest.update(f"{file.name}|{size}|".encode() + head + opened.read())
+    return digest.hexdigest()
 
 
 def neutral(model: str) -> Sequence[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import config, models
+from . import config, models, pretrained
 from .algorithms import ALGORITHMS, build, find, parameters_of
 from .config import Experiment
 from .data import fleet
@@ -37,6 +37,8 @@ from .telemetry import events
 FEDERATION_KEYS = tuple(inspect.signature(federation).parameters)
 """The keys of an experiment that say who takes part; all others are the method's and the engine's."""
 EXPERIMENT, MANIFEST, SUMMARY, EVENTS = "experiment.toml", "manifest.json", "summary.json", "events.jsonl"
+LIBRARIES, LLM = ("unalike", "torch", "numpy", "scikit-learn"), ("transformers", "peft", "tokenizers", "rouge-score")
+"""Those whose versions a run is written down with, and those of runs on texts."""
 FLEET = "fleet.csv"
 """The budgets of a federation made by hand."""
 
@@ -267,7 +269,9 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
     """Where a run comes from: versions, seed, data, partition, machine, commit."""
     found = prepared.federation
     return {
-        "versions": {name: metadata.version(name) for name in ("unalike", "torch", "numpy", "scikit-learn")}
+        "versions": {
+            name: metadata.version(name) for name in (*LIBRARIES, *(LLM if found.source.kind == "text" else ()))
+        }
         | {"python": platform.python_version()},
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
@@ -338,9 +342,10 @@ def reopen(folder: Path, given: Federation | None = None) -> Prepared:
 
 
 def code_fingerprints(prepared: Prepared) -> dict[str, str]:
-    """sha256 of each file of the user's that the run is made with, by the name that led to it."""
+    """sha256 of each file of the user's, and of each language model, that the run is made with, by its name."""
     names = [prepared.experiment.method, *(spec.name for spec in prepared.federation.models.values())]
-    return {label(name): digest for name in names if (digest := fingerprint(name))}
+    found = {label(name): fingerprint(name) or pretrained.fingerprint(name) for name in names}
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:
