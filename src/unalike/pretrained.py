@@ -260,6 +260,11 @@ class Tokeniser:
         rows = [self.prompt_ids(text)[-length:] for text in instructions]
         return _matrix([[self.pad] * (_longest(rows) - len(row)) + list(row) for row in rows])
 
+    def plain(self, texts: Sequence[str], length: int) -> Tensor:
+        """(n, T) int64: the first `length` tokens of each text, without a prompt around it, filled up on the left."""
+        rows = [self._inner(text, truncation=True, max_length=length, verbose=False)["input_ids"] for text in texts]
+        return _matrix([[self.pad] * (_longest(rows) - len(row)) + list(row) for row in rows])
+
     def answers(self, outputs: Sequence[str]) -> Tensor:
         """(n, R) int64: the tokens of each answer and `eos`, filled up on the right."""
         rows = [self.answer_ids(text) for text in outputs]

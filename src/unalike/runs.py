@@ -343,7 +343,8 @@ def reopen(folder: Path, given: Federation | None = None) -> Prepared:
 
 def code_fingerprints(prepared: Prepared) -> dict[str, str]:
     """sha256 of each file of the user's, and of each language model, that the run is made with, by its name."""
-    names = [prepared.experiment.method, *(spec.name for spec in prepared.federation.models.values())]
+    experiment, specs = prepared.experiment, prepared.federation.models.values()
+    names = [experiment.method, *(spec.name for spec in specs), experiment.parameters.get("encoder", "")]
     found = {label(name): fingerprint(name) or pretrained.fingerprint(name) for name in names}
     return {name: digest for name, digest in found.items() if digest}
 

@@ -15,6 +15,7 @@ from unalike.adapters import Explains
 from unalike.algorithms import feddpa
 from unalike.check import check_algorithm
 from unalike.data.federation import Federation, federation
+from unalike.errors import InputError
 from unalike.models import language
 from unalike.pretrained import neutral
 
@@ -175,6 +176,27 @@ def test_centred_subtracts_the_mean_embedding_of_neutral_instructions(asked: Fed
     found = centred.weights(ready(centred, it), x)[2]
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(found, plain.weights(ready(plain, it), x)[2], atol=1e-2)
+
+
+def test_an_encoder_may_embed_in_the_place_of_the_language_model(asked: Federation, tiny_lm: Path) -> None:
+    """Of the instructions as they are, whatever the adapters."""
+    encoder = f"lm:{tiny_lm}(length=64)"
+    method = prepared("feddpa", asked, encoder=encoder)
+    it, x = trained(method, asked), asked.data(1, "test")["x"]
+    rows, alike = method.weights(ready(method, it), x)[1:]
+    texts = [language.tokens_of(method.shared).instructions(part) for part in (x, it.data["x"][rows[0]])]
+    e, anchors = (language.embed_texts(encoder, each, x.device) for each in texts)
+    assert torch.allclose(alike, feddpa.similarity("cosine", e, anchors.expand(4, 5, 64)), atol=1e-5)
+    other = job(method, asked, down={"adapter": noisy(method, 5)}, adapter=noisy(method, 6))
+    assert torch.allclose(method.weights(ready(method, other), x)[2], alike, atol=1e-5)
+
+
+def test_an_encoder_is_found_from_anywhere(asked: Federation, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_lm.parent)
+    made = api.prepare("feddpa", asked, encoder=f"lm:{tiny_lm.name}")
+    assert made.experiment.parameters["encoder"] == f"lm:{tiny_lm}"
+    with pytest.raises(InputError, match="no language model"):
+        api.prepare("feddpa", asked, encoder="minilm")
 
 
 def test_fresh_anchors_are_an_instances_own_whatever_stands_beside_it(asked: Federation) -> None:

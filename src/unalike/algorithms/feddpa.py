@@ -27,6 +27,7 @@ Deviations
 - sim is the cosine; of the paper's other two, "l2" is 1 / (1 + ‖e(x) − e(x_s)‖ / √d) here. Negative means count as 0.
 - `contrast = "centred"` is ours: the mean embedding of neutral instructions, which are nobody's, is subtracted from
   every embedding first. What all prompts have in common then no longer makes them alike.
+- `encoder` is ours: a sentence encoder, without any adapter, embeds the instructions.
 - The anchors x_s are drawn once an evaluation; `anchors_drawn = "fresh"` draws S for each instance, by its content.
 """
 
@@ -35,8 +36,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ from .. import adapters, tree
 from ..adapters import LoraTraining
 from ..averaging import average
 from ..models import language
+from ..plugins import absolute
 from ..pretrained import Adapted, neutral
 from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, Ready, Share, Update
 from ..rng import Key
@@ -90,6 +92,8 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
     """Which adapter a(x) is the weight of."""
     embedding: Literal["global", "local"] = "global"
     """With which adapter inputs are embedded."""
+    encoder: str = ""
+    """A model that only reads, lm:FOLDER_OR_HUB_ID, to embed inputs in the place of the language model; empty: none."""
     similarity: Literal["cosine", "l2", "pearson"] = "cosine"
     """How alike two embeddings are."""
     anchors: Count = 5
@@ -99,8 +103,13 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
     contrast: Literal["none", "centred"] = "none"
     """Whether the mean embedding of neutral instructions is subtracted first."""
 
+    def settle(self, clients: Sequence[ClientInfo]) -> Self:
+        return replace(self, encoder=absolute(self.encoder)) if self.encoder else self
+
     def require(self, clients: Sequence[ClientInfo]) -> None:
         adapters.require("feddpa", self.models, self.shared_model, clients)
+        if self.encoder:
+            Adapted.read(self.encoder)
 
     def init_server(self, key: Key) -> Server:
         return {"adapter": language.initial(self.shared, key / "adapter")}
@@ -197,6 +206,9 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
         return torch.stack([_drawn(n, self.anchors, key / kind) for kind in kinds]).to(x.device)
 
     def _embedded(self, ready: Any, x: Tensor) -> Tensor:
+        """e(x) (B, d)."""
+        if self.encoder:
+            return language.embed_texts(self.encoder, language.tokens_of(self.shared).instructions(x), x.device)
         one: dict[str, Tree] = {self.embedding: _adapters(ready)[self.embedding]}
         return torch.cat([language.embed(self.shared, one, rows) for rows in torch.split(x, self.batch_size)])
 

@@ -19,7 +19,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -254,6 +254,13 @@ def embed(spec: Spec, adapters: Adapters, x: Tensor, a: Tensor | None = None) ->
     if found.generates:
         return hidden[:, -1].float()
     return (hidden * mask[:, :, None]).sum(1).float() / mask.sum(1, keepdim=True)
+
+
+def embed_texts(model: str, texts: Sequence[str], device: torch.device) -> Tensor:
+    """e (B, d) of texts as they are, by the model called `model` without any adapter."""
+    adapted = Adapted.read(model)
+    x = tokeniser(adapted.model).plain(texts, adapted.length)
+    return embed(Spec(model, (adapted.length,), 0), {}, x.to(device))
 
 
 def _positions(mask: Tensor) -> Tensor:
