@@ -56,10 +56,10 @@ def refused(model: str, *words: str) -> None:
 
 
 def test_what_is_nowhere_says_which_cache_or_folder_would_serve(tmp_path: Path, monkeypatch: Any) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    cache = Path(huggingface_hub.constants.HF_HUB_CACHE) / "models--nobody--nothing"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cache = Path(constants.HF_HUB_CACHE) / "models--nobody--nothing"
     refused("nobody/nothing", "could not be had from the hub", str(cache), "give the folder of a copy")
     refused("nothing", "neither a folder, nor a .gguf file, nor an id of the hub such as owner/name")
     refused(str(tmp_path), "folder without config.json, as save_pretrained writes it")

@@ -143,8 +143,8 @@ def located(model: str) -> Path:
 
 
 def _from_hub(model: str) -> Path:
-    hub = importlib.import_module("huggingface_hub")
-    kept = Path(hub.constants.HF_HUB_CACHE)
+    hub, constants = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".constants"))
+    kept = Path(constants.HF_HUB_CACHE)
     ways = f"put it into the cache {kept / ('models--' + model.replace('/', '--'))}, or give the folder of a copy"
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise InputError(f"lm:{model} is neither a folder, nor a .gguf file, nor an id of the hub such as owner/name")
