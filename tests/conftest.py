@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from unalike import cli
+from unalike import cli, tiny
 from unalike.data.federation import Federation, federation
 
 KNOWN_SKIPS = (Path(__file__).parent / "known_skips.txt").read_text().splitlines()
@@ -38,6 +38,24 @@ def unlike() -> Federation:
 def alike() -> Federation:
     """Four clients with one architecture on the digits."""
     return federation("digits", clients=4, partition="dirichlet:1.0", min_per_client=60, models=["cnn-5"], seed=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a language model of 170 words trained for seconds: it knows the order of words, and few facts."""
+    return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny", steps=40)
+
+
+@pytest.fixture(scope="session")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight tasks, each of 16 training and 4 official test rows."""
+    return tiny.write_tasks(tmp_path_factory.mktemp("tasks") / "eight", train=16, test=4)
+
+
+@pytest.fixture(scope="session")
+def asked(tiny_lm: Path, eight: Path) -> Federation:
+    """Eight clients with a task each, of 12 training, 4 validation and 4 test rows, and one language model."""
+    return federation(str(eight), partition="site", models=[f"lm:{tiny_lm}(r=2)"])
 
 
 @pytest.fixture

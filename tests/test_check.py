@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from catalogue import NETWORKS, SPEAKING
 from unalike import models, tree
 from unalike.algorithms import ALGORITHMS
 from unalike.algorithms.fedavg import FedAvg
@@ -28,9 +29,14 @@ def table() -> Federation:
     return federation("wine", clients=3, models=["mlp-5(dropout=0.3)"], min_per_client=30)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_methods_keep_the_contract(name: str) -> None:
     check_algorithm(name)
+
+
+@pytest.mark.parametrize("name", SPEAKING)
+def test_the_methods_for_texts_keep_the_contract(name: str, asked: Federation) -> None:
+    check_algorithm(ALGORITHMS[name](max_new_tokens=2), asked)
 
 
 # What a client does

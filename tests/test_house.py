@@ -47,7 +47,9 @@ def test_nothing_optional_is_imported() -> None:
     code = (
         "import sys, unalike, unalike.api, unalike.personal, unalike.doctor, unalike.check; "
         "import unalike.deploy.folder, unalike.deploy.init, unalike.deploy.wheels; "
-        "unwanted = {'cryptography', 'datasets', 'flwr', 'onnx', 'onnxruntime', 'onnxscript', 'pandas'}; "
+        "[kind for kind in unalike.ALGORITHMS.values()]; "
+        "unwanted = {'cryptography', 'datasets', 'flwr', 'onnx', 'onnxruntime', 'onnxscript', 'pandas'} "
+        "| {'transformers', 'tokenizers', 'peft', 'gguf', 'rouge_score'}; "
         "sys.exit(', '.join(unwanted & {*sys.modules}) or 0)"
     )
     done = call(sys.executable, "-c", code)

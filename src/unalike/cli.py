@@ -213,7 +213,9 @@ def _extract(folder: Path, client: int, last: bool) -> PersonalModel:
 @app.command()
 def predict(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a file written by export")],
-    data: Annotated[Path, typer.Option("--input", "-i", help="rows: .npz with x, .csv, an image, a folder of images")],
+    data: Annotated[
+        Path, typer.Option("--input", "-i", help="rows: .npz with x, .csv, image, folder of images, .txt or .jsonl")
+    ],
     client: Annotated[Optional[int], typer.Option("--client", help="whose model, for a run folder", min=0)] = None,  # noqa: UP045
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
     trust_code: Annotated[bool, typer.Option("--trust-code", help="import the user code that a file names")] = False,
@@ -226,6 +228,8 @@ def predict(
 
     check_device(device)
     model = load(source, client, trust_code=trust_code)
+    if model.preprocess.kind == "text":
+        return _answer(model, data, device, as_json)
     probabilities = model.predict(read_rows(data, model.preprocess), device)
     best = probabilities.argmax(1)
     if as_json:
@@ -234,10 +238,35 @@ def predict(
             for i, (b, p) in enumerate(zip(best, probabilities, strict=True))
         ]
         print(json.dumps(rows))
-        return
+        return None
     print("row,class,probability")
     for i, b in enumerate(best):
         print(f"{i},{model.classes[b]},{probabilities[i, b]:.4f}")
+    return None
+
+
+def _answer(model: PersonalModel, data: Path, device: str, as_json: bool) -> None:
+    """Instructions of a file and what the model answers: an object a line, or a list of them."""
+    from .data.text import read_instructions
+
+    asked = read_instructions(data)
+    rows = [{"instruction": a, "answer": b} for a, b in zip(asked, model.answers(asked, device), strict=True)]
+    print(json.dumps(rows) if as_json else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+@app.command()
+def explain(
+    folder: Folder,
+    client: Client,
+    instruction: Annotated[str, typer.Option("--input", "-i", help="the instruction, as text")],
+    last: Annotated[bool, typer.Option("--last", help="of the last round, not the one best on validation")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say how a client's two adapters are blended for an input, why, and what each of them answers."""
+    from .explain import explain
+
+    found = explain(folder, client, instruction, last)
+    print(json.dumps(found.describe()) if as_json else "\n".join(found.lines()))
 
 
 @app.command()

@@ -280,7 +280,7 @@ def located(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         found["partition"] = f"file:{folder / found['partition'].removeprefix('file:')}"
     if is_file(str(found.get("fleet", ""))):
         found["fleet"] = str(folder / found["fleet"])
-    for key in ("method", "shared_model"):
+    for key in ("method", "shared_model", "encoder"):
         if isinstance(found.get(key), str):
             found[key] = absolute(found[key], folder)
     if isinstance(found.get("models"), str):

@@ -19,7 +19,12 @@ from .runs import processor
 
 FLOWER = ((1, 41), (1, 43))
 """The versions of flwr that are known to work: the first, and the first that is not."""
-EXTRAS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "hub": ("datasets",), "pandas": ("pandas",)}
+EXTRAS = {
+    "llm": ("transformers", "peft", "gguf", "rouge_score"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "hub": ("datasets",),
+    "pandas": ("pandas",),
+}
 
 
 def examine() -> list[dict[str, Any]]:

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tree
+from .optimisers import SGD as SGD
+from .optimisers import Memory as Memory
+from .optimisers import Optimiser
 from .protocol import Batch, Count, NonNegative, Positive, Share
 from .rng import Key, round_half_up
 from .tasks import Task
@@ -21,53 +24,6 @@ from .tree import Flat, Tree
 
 Loss: TypeAlias = Callable[[Tree, Tree, Batch], Tensor]
 """loss(params, given, batch): a pure function. What trains is in `params`, what is constant in `given`."""
-
-
-Memory: TypeAlias = dict[str, list[Tensor]]
-"""What an optimiser keeps between the steps of one visit."""
-
-
-@dataclass(frozen=True, slots=True)
-class SGD:
-    """Stochastic gradient descent, arithmetic and order of `torch.optim.SGD`.
-
-    g ← ∇ + weight_decay · w;  b ← momentum · b + g;  w ← w − lr · b  (the first b is g).
-    """
-
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip: float = math.inf
-    """Largest 2-norm of the gradient of this group; a larger one is scaled down to it."""
-
-    def update(self, weights: list[Tensor], gradients: list[Tensor], memory: Memory) -> None:
-        """Change `weights` in place, and `memory`, which is empty at the first step of a visit.
-
-        Gradients are copied into tensors that live as long as the visit before anything is written into them: two of
-        them may be one tensor, and memory taken anew in every step costs more than the arithmetic.
-        """
-        if self.clip < math.inf or self.weight_decay:
-            gradients = _copied(gradients, memory, "gradients")
-        if self.clip < math.inf:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, torch.clamp(self.clip / (norm + 1e-6), max=1.0))
-        if self.weight_decay:
-            torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
-        if self.momentum:
-            if "momentum" in memory:
-                torch._foreach_mul_(memory["momentum"], self.momentum)
-                torch._foreach_add_(memory["momentum"], gradients)
-                gradients = memory["momentum"]
-            else:
-                gradients = _copied(gradients, memory, "momentum")
-        torch._foreach_add_(weights, gradients, alpha=-self.lr)
-
-
-def _copied(tensors: list[Tensor], memory: Memory, name: str) -> list[Tensor]:
-    if name not in memory:
-        memory[name] = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
-    torch._foreach_copy_(memory[name], tensors)
-    return memory[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +70,7 @@ class Step:
     """One alternation within a batch: a loss, what it trains and how, and where the result is projected."""
 
     loss: Loss
-    trains: Mapping[str, SGD]
+    trains: Mapping[str, Optimiser]
     """Branch of `params` ("model", "theta/extractor") to its optimiser; buffers below it are not trained."""
     project: Callable[[Tree], None] | None = None
     """Called after each update to bring `params` back to its allowed set, in place."""
@@ -126,7 +82,7 @@ class _Taker:
     def __init__(self, step: Step, flat: Flat) -> None:
         self.step, self.started = step, False
         self.weights: list[Tensor] = []
-        self.groups: list[tuple[SGD, slice, Memory]] = []
+        self.groups: list[tuple[Optimiser, slice, Memory]] = []
         for branch, optimiser in step.trains.items():
             start = len(self.weights)
             self.weights += _weights(flat, branch)
@@ -330,7 +286,9 @@ def _alternate(takers: list[_Taker], params: Tree, given: Tree, batch: Batch) ->
     return losses[0]
 
 
-def sgd(loss: Loss, params: Tree, optimiser: SGD, batches: Iterable[Batch], key: Key) -> tuple[dict[str, Any], float]:
+def sgd(
+    loss: Loss, params: Tree, optimiser: Optimiser, batches: Iterable[Batch], key: Key
+) -> tuple[dict[str, Any], float]:
     """`train` in its simplest case: one loss, one optimiser a branch, nothing constant."""
     return train([Step(loss, dict.fromkeys(params, optimiser))], params, {}, batches, key)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from . import config, runs, tasks, tree
 from .algorithms import ALGORITHMS, build, find, parameters_of
+from .data import text
 from .data.federation import Federation
 from .data.preprocess import Preprocess
 from .engines.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ from .errors import InputError
 from .files import with_tuples, write_atomically
 from .models import MODELS
 from .plugins import parse_call
+from .pretrained import is_language
 from .protocol import Algorithm, ClientInfo, Ready, Spec
 from .rng import Key
 
@@ -61,6 +63,8 @@ class PersonalModel:
     @torch.no_grad()
     def logits(self, x: np.ndarray, device: str = "cpu", size: int = 512) -> Tensor:
         """Outputs (n, classes) for raw rows `x` (n, *shape), scaled as in training; computed on `device`."""
+        if self.preprocess.kind == "text":
+            raise InputError("the model answers instructions: it has `answers`, and neither classes nor logits")
         x = np.asarray(x)
         if x.shape[1:] != tuple(self.preprocess.shape):
             raise InputError(f"the model takes rows of shape {self.preprocess.shape}; these have {x.shape[1:]}")
@@ -74,6 +78,16 @@ class PersonalModel:
         """Class probabilities (n, classes) for raw rows `x` (n, *shape)."""
         found: np.ndarray = self.logits(x, device).softmax(1).numpy()
         return found
+
+    @torch.no_grad()
+    def answers(self, instructions: Sequence[str], device: str = "cpu") -> list[str]:
+        """What a language model answers to each of some instructions."""
+        if not isinstance(self.algorithm.task, tasks.Instruction):
+            raise InputError(f"the model takes rows of kind {self.preprocess.kind}, no instructions")
+        if not instructions:
+            raise InputError("there is no instruction to answer")
+        x = torch.from_numpy(self.preprocess(text.packed(instructions))).to(device)
+        return self.algorithm.task.tokens.texts(self.algorithm.predict(self.ready_on(device), {"x": x}).cpu())
 
     def save(self, path: Path) -> Path:
         """Write the model as one safetensors file."""
@@ -94,6 +108,8 @@ class PersonalModel:
 
     def save_onnx(self, path: Path) -> Path:
         """Write the model with its scaling as ONNX (extra `onnx`): "x" raw float32 in, "logits" out, any batch size."""
+        if self.preprocess.kind == "text":
+            raise InputError("a language model is no part of this file, which holds adapters: ONNX has no place for it")
         try:
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401
@@ -217,7 +233,8 @@ def load(
 
 
 def _require_known(names: Sequence[str], path: Path, trusted: bool) -> None:
-    foreign = [name for name in names if name not in ALGORITHMS and parse_call(name)[0] not in MODELS]
+    known = {*ALGORITHMS, *MODELS}
+    foreign = [name for name in names if parse_call(name)[0] not in known and not is_language(name)]
     if foreign and not trusted:
         raise InputError(
             f"{path} names code of its own, {foreign[0]}: if you trust it, add --trust-code (trust_code=True)"

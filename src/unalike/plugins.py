@@ -13,6 +13,9 @@ from typing import Any
 
 from .errors import InputError
 
+LANGUAGE = "lm:"
+"""What the name of a language model begins with; a folder, a file or an id of the hub follows."""
+
 
 def load_object(name: str) -> Any:
     """The object that `name` names; `InputError` when module, file or attribute is missing or fails to import."""
@@ -33,8 +36,11 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def absolute(name: str, folder: Path = Path()) -> str:
-    """The same name with the path of a file, counted from `folder`, made absolute."""
+    """The same name with the path of a file or of a language model's folder, counted from `folder`, made absolute."""
     head, bracket, arguments = name.partition("(")
+    if head.startswith(LANGUAGE):
+        model = Path(head.removeprefix(LANGUAGE)).expanduser()
+        return f"{LANGUAGE}{(folder / model).resolve()}{bracket}{arguments}" if (folder / model).exists() else name
     place, _, attribute = head.rpartition(":")
     return f"{(folder / place).resolve()}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
 
@@ -42,6 +48,8 @@ def absolute(name: str, folder: Path = Path()) -> str:
 def label(name: str) -> str:
     """The name without the folder of its file: the same on every machine."""
     head, bracket, arguments = name.partition("(")
+    if head.startswith(LANGUAGE) and Path(head.removeprefix(LANGUAGE)).is_absolute():
+        return f"{LANGUAGE}{Path(head).name}{bracket}{arguments}"
     place, _, attribute = head.rpartition(":")
     return f"{Path(place).name}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
 

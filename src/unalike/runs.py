@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from . import config, models
-from .algorithms import build, find, parameters_of
+from . import config, models, pretrained
+from .algorithms import ALGORITHMS, build, find, parameters_of
 from .config import Experiment
 from .data import fleet
 from .data.federation import Federation, federation, with_shared
@@ -37,6 +37,8 @@ from .telemetry import events
 FEDERATION_KEYS = tuple(inspect.signature(federation).parameters)
 """The keys of an experiment that say who takes part; all others are the method's and the engine's."""
 EXPERIMENT, MANIFEST, SUMMARY, EVENTS = "experiment.toml", "manifest.json", "summary.json", "events.jsonl"
+LIBRARIES, LLM = ("unalike", "torch", "numpy", "scikit-learn"), ("transformers", "peft", "tokenizers", "rouge-score")
+"""Those whose versions a run is written down with, and those of runs on texts."""
 FLEET = "fleet.csv"
 """The budgets of a federation made by hand."""
 
@@ -95,6 +97,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     check_device(experiment.device)
     found = given or load_federation(experiment)
     require_alike([experiment], found)
+    require_speech(experiment, found)
     own = {info.tier: found.models[info.tier] for info in found.clients}
     found, shared = with_shared(found, experiment.parameters["shared_model"] or models.smallest(own))
     parameters = {**experiment.parameters, "shared_model": shared}
@@ -111,7 +114,7 @@ def prepare(experiment: Experiment, given: Federation | None = None, by_hand: bo
     drawn = found.partition.scheme != "site" and not found.partition.scheme.startswith("file:")
     update = {
         "clients": len(found.partition) if drawn else None,
-        "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS[found.source.kind],
+        "models": tuple(map(absolute, experiment.models)) or models.DEFAULTS.get(found.source.kind, ()),
         "model_map": {client: absolute(model) for client, model in experiment.model_map.items()},
         **(_as_given(found) if given and by_hand else {}),
         "engine": engine,
@@ -136,6 +139,16 @@ def require_alike(experiments: Sequence[Experiment], found: Federation) -> None:
         f"equal architectures, but the clients have {', '.join(who)}: give --shared-model {next(reversed(tiers))} for "
         f"all clients to train that one, or --models {next(reversed(tiers))}"
     )
+
+
+def require_speech(experiment: Experiment, found: Federation) -> None:
+    """Raise `InputError` where texts meet a method that is for rows of numbers."""
+    if found.source.kind == "text" and not getattr(find(experiment.method), "speaks", False):
+        able = ", ".join(name for name, kind in ALGORITHMS.items() if getattr(kind, "speaks", False))
+        raise InputError(
+            f"{label(experiment.method)} trains networks on rows of numbers, and {found.source.name} holds texts: "
+            f"take {able}"
+        )
 
 
 def require_measurable(experiment: Experiment, found: Federation) -> None:
@@ -256,7 +269,9 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
     """Where a run comes from: versions, seed, data, partition, machine, commit."""
     found = prepared.federation
     return {
-        "versions": {name: metadata.version(name) for name in ("unalike", "torch", "numpy", "scikit-learn")}
+        "versions": {
+            name: metadata.version(name) for name in (*LIBRARIES, *(LLM if found.source.kind == "text" else ()))
+        }
         | {"python": platform.python_version()},
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
@@ -327,9 +342,11 @@ def reopen(folder: Path, given: Federation | None = None) -> Prepared:
 
 
 def code_fingerprints(prepared: Prepared) -> dict[str, str]:
-    """sha256 of each file of the user's that the run is made with, by the name that led to it."""
-    names = [prepared.experiment.method, *(spec.name for spec in prepared.federation.models.values())]
-    return {label(name): digest for name in names if (digest := fingerprint(name))}
+    """sha256 of each file of the user's, and of each language model, that the run is made with, by its name."""
+    experiment, specs = prepared.experiment, prepared.federation.models.values()
+    names = [experiment.method, *(spec.name for spec in specs), experiment.parameters.get("encoder", "")]
+    found = {label(name): fingerprint(name) or pretrained.fingerprint(name) for name in names}
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def finish(folder: Path, prepared: Prepared) -> dict[str, Any]:

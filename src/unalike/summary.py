@@ -8,7 +8,7 @@ from typing import Any
 
 from .telemetry.events import total
 
-METRICS = ("accuracy", "balanced_accuracy")
+METRICS = ("accuracy", "balanced_accuracy", "rouge1")
 
 
 def over_clients(per_client: Mapping[str, float], rows: Mapping[str, float]) -> dict[str, Any]:

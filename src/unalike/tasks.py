@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,10 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .plugins import require_extra
+from .pretrained import Tokeniser, tokeniser
 from .tree import Batch
 
 MOST_CLASSES = 100
 """With more classes than this their recalls are not told."""
+EXACT = 10**9
+"""ROUGE-1 is counted in whole billionths, so that sums of it are exact in any order."""
 
 
 class Task(ABC):
@@ -83,7 +90,86 @@ class Classification(Task):
         return {**self.scores(tallies), "recall": [hits / rows if rows else None for hits, rows in pairs]}
 
 
-TASKS: Mapping[str, type[Task]] = {"classification": Classification}
+@dataclass(frozen=True)
+class Instruction(Task):
+    """An answer in words to each instruction: cross-entropy of its tokens; accuracy and ROUGE-1 of what is written.
+
+    Batches have prompts "x" (B, T) and answers "y" (B, R) as token ids of `model`. Outputs are logits (B, R, words) in
+    the loss, and in the scores the ids (B, ...) that were written.
+    """
+
+    model: str
+    """The language model whose tokens these are."""
+    metric: ClassVar[str] = "rouge1"
+
+    @property
+    def tokens(self) -> Tokeniser:
+        return tokeniser(self.model)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean over all tokens of answers, their ends included; a row's tokens count by its "weight"."""
+        y = batch["y"]
+        counts = self.tokens.answer_mask(y).to(outputs.dtype)
+        if "weight" in batch:
+            counts = counts * batch["weight"][:, None]
+        each = F.cross_entropy(outputs.flatten(0, 1).float(), y.flatten(), reduction="none")
+        return (each * counts.flatten()).sum() / counts.sum()
+
+    def tally(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        written, right = self.tokens.texts(outputs), self.tokens.texts(batch["y"])
+        asked = self.tokens.instructions(batch["x"])
+        hits = [is_right(*row) for row in zip(asked, written, right, strict=True)]
+        overlap = [round(EXACT * rouge1(*pair)) for pair in zip(written, right, strict=True)]
+        return {
+            "rows": torch.tensor(len(right)),
+            "hits": torch.tensor(sum(hits)),
+            "rouge1": torch.tensor(sum(overlap)),
+        }
+
+    def scores(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:
+        """accuracy (share of right answers, see `is_right`), rouge1 (mean F-measure), n."""
+        n = float(tallies["rows"])
+        return {"accuracy": float(tallies["hits"]) / n, "rouge1": float(tallies["rouge1"]) / (EXACT * n), "n": n}
+
+
+def is_right(instruction: str, written: str, right: str) -> bool:
+    """Whether an answer is the right one, but for case and white space.
+
+    Where the instruction ends with a list of OPTIONS, the answer is the longest option that it begins with: "Yes, he
+    did" is the option "yes". Without a list it has to be the whole answer.
+    """
+    said, wanted, listed = _plain(written), _plain(right), options(instruction)
+    if wanted not in listed:
+        return said == wanted
+    return max((option for option in listed if _begins(said, option)), key=len, default=None) == wanted
+
+
+def options(instruction: str) -> Sequence[str]:
+    """The options that an instruction lists, one a line after "OPTIONS:", without case; none where it lists none."""
+    _, mark, below = instruction.rpartition("OPTIONS:")
+    return [_plain(found) for found in re.findall(r"^\s*-\s*(.+)$", below, re.MULTILINE)] if mark else []
+
+
+def _begins(said: str, option: str) -> bool:
+    return said.startswith(option) and not said[len(option) : len(option) + 1].isalnum()
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def rouge1(written: str, right: str) -> float:
+    """F-measure of the words that two texts share, by the library rouge-score; words are runs of a-z and 0-9."""
+    return float(_scorer().score(right, written)["rouge1"].fmeasure)
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer() -> Any:
+    require_extra("llm", "rouge_score")
+    return importlib.import_module("rouge_score.rouge_scorer").RougeScorer(["rouge1"], use_stemmer=False)
+
+
+TASKS: Mapping[str, type[Task]] = {"classification": Classification, "instruction": Instruction}
 
 
 def describe(task: Task) -> dict[str, Any]:

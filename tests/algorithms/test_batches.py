@@ -8,7 +8,8 @@ import pytest
 from by_hand import close, gradient, job, minus, prepared
 from torch._subclasses.fake_tensor import is_fake
 
-from unalike import ALGORITHMS, local, tree
+from catalogue import NETWORKS
+from unalike import local, tree
 from unalike.data.federation import Federation, federation
 
 
@@ -17,7 +18,7 @@ def clients() -> Federation:
     return federation("digits", rows=100, clients=2, partition="iid", models=["cnn-5(norm=True)"])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_smaller_last_batch_is_trained_on_or_dropped(
     name: str, clients: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +41,7 @@ def test_a_smaller_last_batch_is_trained_on_or_dropped(
     assert found == {False: {7, last} | held, True: {7} | held}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_class_balance_changes_what_is_trained(
     name: str, clients: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

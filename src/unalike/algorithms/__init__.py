@@ -57,6 +57,11 @@ ALGORITHMS = Catalogue(
         "fedrolex": "fedrolex:FedRolex",
         "depthfl": "depthfl:DepthFL",
         "fedimpres": "fedimpres:FedImpres",
+        "feddpa": "feddpa:FedDPA",
+        "fedit": "fedit:FedIT",
+        "fedlora": "fedlora:FedLora",
+        "local-lora": "local_lora:LocalLora",
+        "centralized-lora": "centralized_lora:CentralizedLora",
     }
 )
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 Array = NDArray[Any]
-Kind = Literal["image", "table", "window"]
+Kind = Literal["image", "table", "window", "text"]
 Impute = Literal["mean", "median", "zero"]
 
 X_NAMES, Y_NAMES, SITE_NAMES = ("x", "X", "images", "data"), ("y", "Y", "labels", "target"), ("site", "sites", "slide")
@@ -43,10 +43,10 @@ class Source:
     Whether they are enough to learn from is asked of all rows together (`require_classes`), not of one site's share.
 
     x: image uint8 or float32 (n, channels, height, width), table float32 (n, features), window float32 (n, channels,
-    time); y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official test set; sites: str (n,), each row's
-    natural client; groups: str (n,), what each row was cut from or measured on, which is never to lie in two of
-    training, validation and test; pixel_max: the value of an image that is white; impute: how a client is to fill NaN,
-    which only tables and windows may have, and only if this is given.
+    time), text uint8 (n, bytes), see `data.text`; y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official
+    test set; sites: str (n,), each row's natural client; groups: str (n,), what each row was cut from or measured on,
+    which is never to lie in two of training, validation and test; pixel_max: the value of an image that is white;
+    impute: how a client is to fill NaN, which only tables and windows may have, and only if this is given.
     """
 
     name: str
@@ -86,7 +86,9 @@ class Source:
         raise InputError(f"{self.name}: row {row + 1}, {place} is infinite as float32; correct or drop it")
 
     def require_classes(self) -> None:
-        """Raise `InputError` unless the labels are at least 2 classes, of 2 rows each on average."""
+        """Raise `InputError` unless the labels are at least 2 classes, of 2 rows each on average; of texts all are."""
+        if self.kind == "text":
+            return
         present = np.unique(self.y)
         if len(present) < 2:
             only = f"one class ({self.classes[present[0]]!r})" if len(present) else "no rows"
@@ -96,6 +98,16 @@ class Source:
                 f"{self.name} has {len(present)} different labels in {len(self.y)} rows: labels must be classes with "
                 "rows to learn from, not measurements or identifiers"
             )
+
+    @cached_property
+    def strata(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """What rows are divided by, (n,), and its names: the classes, of texts the tasks."""
+        if self.kind != "text":
+            return self.y, self.classes
+        if self.sites is None:
+            return np.zeros(len(self.y), np.int64), ("",)
+        names, task = np.unique(self.sites, return_inverse=True)
+        return task.astype(np.int64), tuple(map(str, names))
 
     def sample(self, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The row numbers, ascending, of so many rows drawn at random; an official test set stays whole beside them."""

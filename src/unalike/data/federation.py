@@ -16,10 +16,11 @@ from ..errors import InputError
 from ..files import with_tuples, write_atomically
 from ..plugins import absolute
 from ..plugins import label as label_of
+from ..pretrained import Adapted, is_language
 from ..protocol import Batch, ClientInfo, Spec
 from ..rng import Key
-from ..tasks import Classification, Task
-from . import Impute, Source
+from ..tasks import Classification, Instruction, Task
+from . import Impute, Source, text
 from .fleet import Budgets, budgets
 from .partition import PARTS, Partition, draw
 from .preprocess import Preprocess
@@ -53,8 +54,12 @@ class Federation:
     def preprocess(self, client: int) -> Preprocess:
         """Fitted, once, on the client's own training rows."""
         if client not in self._fitted:
-            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"))
+            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"), self._model(client))
         return self._fitted[client]
+
+    def _model(self, client: int) -> str:
+        """The name of a client's model; one that takes no part has the first one's."""
+        return self.models[self.clients[client if client < len(self.clients) else 0].tier].name
 
     @property
     def unseen(self) -> range:
@@ -68,25 +73,30 @@ class Federation:
         return {"own": [client], "others": others, "all": everyone, "unseen": self.unseen}[scope]
 
     def data(self, client: int, part: str, by: int | None = None) -> Batch:
-        """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,).
+        """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,); of texts both are
+        tokens, see `text.tokens`.
 
         Args:
             by: the client whose model meets them, where it is another one's: scaled as that one scales its own.
         """
         rows = self.rows(client, part)
-        x = self.preprocess(client if by is None else by)(self.source.x[rows])
+        whose = client if by is None else by
+        if self.source.kind == "text":
+            return text.tokens(self._model(whose), self.source, rows)
+        x = self.preprocess(whose)(self.source.x[rows])
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
 
     def describe(self) -> dict[str, Any]:
         """The picture of who has what, as it stands in partition.json."""
-        counts = self.partition.label_counts(self.source.y, len(self.source.classes))
+        y, classes = self.source.strata
+        counts = self.partition.label_counts(y, len(classes))
         shift = self.partition.shift
         return {
             "scheme": self.partition.scheme,
             **self.simulated,
             **({} if self.source.groups is None else {"groups": len(np.unique(self.source.groups))}),
             "hash": self.partition.hash,
-            "classes": list(self.source.classes),
+            "classes": list(classes),
             "clients": [
                 {
                     "id": info.id,
@@ -135,7 +145,8 @@ class Federation:
             tuple(np.searchsorted(kept, self.rows(k, part) if k in clients else kept[:0]) for k in range(n))
             for part in PARTS
         )
-        source = replace(self.source, x=self.source.x[kept], y=self.source.y[kept], test=None, sites=None, groups=None)
+        source = replace(self.source.take(kept), test=None, sites=None, groups=None)
+        source = text.only_own_answers(source) if source.kind == "text" else source
         partition = replace(self.partition, train=train, validation=validation, test=test)
         return replace(self, source=source, partition=partition, keys={})
 
@@ -248,6 +259,7 @@ def federation(
         raise InputError("the partition says already which rows are used: leave --rows out")
     if shift is not None:
         require_images(source, shift)
+    _require_models(source, [*models, *(model_map or {}).values()])
     if isinstance(partition, str):
         drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
         part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
@@ -283,7 +295,20 @@ def assemble(
     for info in infos:
         if not info.n:
             raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
-    return Federation(source, partition, infos, specs, Classification(like.classes), keys or {})
+    spoken = Adapted.read(specs[tiers[0]].name).model if source.kind == "text" else ""
+    task: Task = Instruction(spoken) if spoken else Classification(like.classes)
+    return Federation(source, partition, infos, specs, task, keys or {})
+
+
+def _require_models(source: Source, names: Sequence[str]) -> None:
+    """Raise `InputError` unless texts meet language models, and only they."""
+    if source.kind == "text" and not names:
+        model = "--models lm:HuggingFaceTB/SmolLM2-135M-Instruct"
+        raise InputError(f"{source.name} holds texts: say which language model is to answer them, such as {model}")
+    for name in names:
+        if is_language(name) != (source.kind == "text"):
+            what = "takes texts only" if is_language(name) else "takes no texts; a language model lm:... does"
+            raise InputError(f"{source.name} is of kind {source.kind}: model {name} {what}")
 
 
 def models_of(

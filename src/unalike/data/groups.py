@@ -42,7 +42,8 @@ def apart(source: Source, owner: Ints | None, ratio: Floats, rng: np.random.Gene
             f"{source.name} has {len(names)} group{'s'[: len(names) - 1]} for the {len(ratio)} parts of the split, "
             f"which share none: {ANYWAY}"
         )
-    cell = source.y if owner is None else owner * len(source.classes) + source.y
+    y, names_of_y = source.strata
+    cell = y if owner is None else owner * len(names_of_y) + y
     part = np.full(len(source.y), 2)
     part[free] = _split(group, np.unique(cell[free], return_inverse=True)[1], ratio, rng)[group]
     return part

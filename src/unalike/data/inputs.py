@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import InputError
 from . import X_NAMES, read_npz
 from .preprocess import Preprocess
-from .sources import IMAGES, MISSING, columns, decode, number
+from .sources import IMAGES, decode
+from .tables import MISSING, columns, number
 
 
 def read_rows(path: Path, preprocess: Preprocess) -> np.ndarray:

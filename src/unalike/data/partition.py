@@ -89,13 +89,13 @@ def draw(
     own = _free(source)
     own = own[owner[own] >= 0]
     _require_rows(np.bincount(owner[own], minlength=len(names)), names, scheme, min_per_client)
-    rng = (key / "split").numpy()
+    rng, y = (key / "split").numpy(), source.strata[0]
     if part is None:
         part = np.empty(len(source.y), np.int64)
-        part[own] = _stratified(owner[own], source.y[own], ratio if source.test is None else ratio[:2], len(names), rng)
+        part[own] = _stratified(owner[own], y[own], ratio if source.test is None else ratio[:2], len(names), rng)
     train, validation, test = (_gather(own[part[own] == p], owner, len(names)) for p in range(3))
     if source.test is not None:
-        cell = source.y if place is None else place * len(source.classes) + source.y
+        cell = y if place is None else place * (int(y.max()) + 1) + y
         test = _official(np.flatnonzero(source.test), cell, owner, train, rng)
     return _complete(Partition(train, validation, test, scheme, names))
 
@@ -120,7 +120,7 @@ def _by_chance(source: Source, scheme: str, clients: int, least: int, key: Key, 
     kind, value = _parse(scheme, source)
     if not 1 <= clients <= len(rows):
         raise InputError(f"--partition {scheme} needs --clients in 1..{len(rows)}, the rows to divide; not {clients}")
-    y = source.y[rows]
+    y = source.strata[0][rows]
     groups = y if kind in ("dirichlet", "pathological") else np.zeros_like(y)
     totals = np.bincount(groups)
     inside = (
@@ -172,7 +172,7 @@ def _parse(scheme: str, source: Source) -> tuple[str, float]:
         raise InputError(f"--partition {scheme} is unknown; it must be one of {', '.join(SCHEMES)}")
     if scheme == "iid":
         return kind, 0.0
-    most = len(np.unique(source.y[_free(source)]))
+    most = len(np.unique(source.strata[0][_free(source)]))
     try:
         value = int(argument) if kind == "pathological" else float(argument)
     except ValueError:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..files import with_tuples
-from . import Source
+from . import Source, text
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,18 @@ class Preprocess:
     imputes: bool = False
     features: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    model: str = ""
+    """The language model whose tokens texts become."""
 
     @classmethod
-    def fit(cls, source: Source, rows: np.ndarray) -> Preprocess:
+    def fit(cls, source: Source, rows: np.ndarray, model: str = "") -> Preprocess:
         """Statistics of `rows` of a table or of sensor windows; an image's scale is a constant of its source.
 
-        A feature that never varies, or is missing in every row, becomes 0.
+        A feature that never varies, or is missing in every row, becomes 0. Of texts nothing is taken.
         """
         shape = tuple(source.x.shape[1:])
+        if source.kind == "text":
+            return cls(source.kind, shape, mean=(), std=(), model=model)  # its classes are others' answers
         if source.kind == "image":
             half = source.pixel_max / 2
             return cls(source.kind, shape, mean=(half,), std=(half,), classes=source.classes)
@@ -62,7 +66,9 @@ class Preprocess:
         )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Rows (n, *shape) of any dtype to float32 of the same shape."""
+        """Rows (n, *shape) of any dtype to float32 of the same shape, texts to tokens (n, T)."""
+        if self.kind == "text":
+            return text.prompts(self.model, x)
         tail = (1,) * (len(self.shape) - 1) if self.kind != "image" else ()
         mean, std = (np.asarray(v, dtype=np.float32).reshape(-1, *tail) for v in (self.mean, self.std))
         values = np.asarray(x, dtype=np.float32)

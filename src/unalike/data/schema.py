@@ -38,7 +38,9 @@ class Schema(BaseModel):
 
     @classmethod
     def of(cls, source: Source) -> Schema:
-        """The agreement that a source keeps."""
+        """The agreement that a source keeps; `InputError` for texts, whose classes are everybody's answers."""
+        if source.kind == "text":
+            raise InputError(f"{source.name} holds texts: a deployment cannot agree on them yet")
         return cls(
             kind=source.kind,
             shape=tuple(source.x.shape[1:]),

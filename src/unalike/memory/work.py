@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from .. import local, tree
 from ..local import SGD, Loss, Step, is_trainable
+from ..optimisers import Optimiser
 from ..protocol import Batch
 from ..rng import Key
 from ..tree import Tree
@@ -93,10 +94,13 @@ def _watched(step: Step, mark: Mark) -> Step:
             mark(_role(name, leaf), [leaf])
         return step.loss(params, given, batch)
 
-    optimisers = {
-        branch: _WatchedSGD(o.lr, o.momentum, o.weight_decay, o.clip, mark) for branch, o in step.trains.items()
-    }
-    return replace(step, loss=loss, trains=optimisers)
+    return replace(step, loss=loss, trains={branch: _watched_sgd(o, mark) for branch, o in step.trains.items()})
+
+
+def _watched_sgd(optimiser: Optimiser, mark: Mark) -> _WatchedSGD:
+    if not isinstance(optimiser, SGD):
+        raise TypeError(f"memory is predicted for training with SGD, not with {type(optimiser).__name__}")
+    return _WatchedSGD(optimiser.lr, optimiser.momentum, optimiser.weight_decay, optimiser.clip, mark)
 
 
 def sgd(loss: Loss, params: Tree, optimiser: SGD, batch: Batch, given: Tree | None = None) -> Work:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from messages import Recorder
 
+from catalogue import NETWORKS
 from unalike import ALGORITHMS, api, check, tree
 from unalike.data.federation import Federation
 from unalike.engines.flower.in_process import InProcess
@@ -109,7 +110,7 @@ class Traffic:
     federation: Federation
 
 
-@pytest.fixture(scope="module", params=list(ALGORITHMS))
+@pytest.fixture(scope="module", params=NETWORKS)
 def traffic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traffic:
     """Three rounds of a method with half of four unlike clients a round, all messages and all states recorded."""
     name, seen, states = request.param, Recorder(), list[tuple[int, int, dict[str, Any]]]()
