@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .measured import Budgets, Figure
+from .measured import Budgets, Difference, Figure, Target
 from .paired import reference_name
-from .records import Difference, Method, Target
+from .records import Method
 from .units import duration, flops, fraction, interval, percent, signed, size
 
 SCOPES = ("others", "all", "unseen")

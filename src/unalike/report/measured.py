@@ -1,4 +1,4 @@
-"""The records of figures over the rows of all clients together, on those of others, and of forgetting."""
+"""The records of figures over all clients' rows together, on those of others, of forgetting, and over seeds."""
 
 from __future__ import annotations
 
@@ -96,3 +96,27 @@ class Budgets(_Record):
     visits: int
     over: int
     largest_share: float
+
+
+class Difference(_Record):
+    """A method's mean minus that of the reference `to`, paired by seed; ci95 is a half-width."""
+
+    to: str
+    mean: float | None = None
+    ci95: float | None = None
+    per_seed: list[float | None] = []
+
+
+class Target(_Record):
+    """What it took until validation accuracy was `accuracy`, over those of the seeds that reached it."""
+
+    accuracy: float
+    bytes: float | None = None
+    rounds: float | None = None
+    reached: int = 0
+    seeds: int = 0
+
+
+class BytesPerRound(_Record):
+    up: float | None = None
+    down: float | None = None

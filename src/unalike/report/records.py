@@ -14,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, RootModel, model_validator
 from .measured import (
     CONFIG,
     Budgets,
+    BytesPerRound,
+    Difference,
     Figure,
     Forgetting,
     Forgotten,
@@ -21,6 +23,7 @@ from .measured import (
     Pooled,
     PooledOver,
     Scope,
+    Target,
     Together,
     known,
 )
@@ -213,30 +216,6 @@ class Audit(Record):
     impressions: dict[str, dict[str, float]] = {}
     """Quantiles of "distances" and of "margins"."""
     others: dict[str, dict[str, float]] = {}
-
-
-class Difference(Record):
-    """A method's mean minus that of the reference `to`, paired by seed; ci95 is a half-width."""
-
-    to: str
-    mean: float | None = None
-    ci95: float | None = None
-    per_seed: list[float | None] = []
-
-
-class Target(Record):
-    """What it took until validation accuracy was `accuracy`, over those of the seeds that reached it."""
-
-    accuracy: float
-    bytes: float | None = None
-    rounds: float | None = None
-    reached: int = 0
-    seeds: int = 0
-
-
-class BytesPerRound(Record):
-    up: float | None = None
-    down: float | None = None
 
 
 class Method(Record):
