@@ -23,7 +23,9 @@ def single(run: Run) -> Html:
         for whose, (mean, worst) in found.items()
     ]
     caption = "Accuracy of each client’s model, at the chosen round. Each client whose rows are predicted counts once."
-    return section(TITLE, prose(_told(run)), table(TITLE, rows, words=("test rows of",)), prose(caption))
+    return section(
+        TITLE, prose(_told(run)), table(TITLE, rows, words=("test rows of",)), prose(caption, class_="after")
+    )
 
 
 def about(run: Run, client: int) -> dict[str, str]:
