@@ -106,7 +106,7 @@ def test_the_server_does_not_outlive_its_authority(tmp_path: Path) -> None:
     make_authority(tmp_path, days=20)
     make_server(tmp_path, ["localhost"], days=365)
     assert expiry(tmp_path / "server.crt") == expiry(tmp_path / "ca.crt")
-    assert abs(expiry(tmp_path / "ca.crt") - NOW - timedelta(days=20)) < timedelta(minutes=5)
+    assert abs(expiry(tmp_path / "ca.crt") - datetime.now(UTC) - timedelta(days=20)) < timedelta(minutes=5)
 
 
 def test_nothing_is_said_of_a_certificate_that_lasts(folder: Path) -> None:

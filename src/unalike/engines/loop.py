@@ -161,7 +161,7 @@ class _Loop:
         self.engine.open(self._setup(), plan.federation)
         self.remote = self.engine if isinstance(self.engine, RemoteEngine) else None
         if (plan.forgetting or plan.scopes) and self.remote:
-            raise InputError("forgetting and others' rows are scored on one machine only: they stay at their sites")
+            raise InputError("forgetting and others' rows are measured on one machine only: they stay at sites")
         resumed = self.index.round > 0
         server = self.checkpoints.server(self.index) if resumed else algorithm.init_server(self.root / "init")
         begun = {"event": "start", "round": self.index.round, "method": plan.method, "resumed": resumed}
