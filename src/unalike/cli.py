@@ -229,7 +229,8 @@ def predict(
     check_device(device)
     model = load(source, client, trust_code=trust_code)
     if model.preprocess.kind == "text":
-        return _answer(model, data, device, as_json)
+        _answer(model, data, device, as_json)
+        return
     probabilities = model.predict(read_rows(data, model.preprocess), device)
     best = probabilities.argmax(1)
     if as_json:
@@ -238,11 +239,10 @@ def predict(
             for i, (b, p) in enumerate(zip(best, probabilities, strict=True))
         ]
         print(json.dumps(rows))
-        return None
+        return
     print("row,class,probability")
     for i, b in enumerate(best):
         print(f"{i},{model.classes[b]},{probabilities[i, b]:.4f}")
-    return None
 
 
 def _answer(model: PersonalModel, data: Path, device: str, as_json: bool) -> None:

@@ -108,6 +108,11 @@ class Experiment(BaseModel):
 
     parameters: dict[str, Any] = Field({}, description="the method's own")
 
+    @property
+    def elsewhere(self) -> tuple[Scope, ...]:
+        """The scopes of `evaluate` in which other clients' rows are predicted."""
+        return tuple(scope for scope in self.evaluate if scope != "own")
+
     @field_validator("models", mode="before")
     @classmethod
     def _read_models(cls, value: Any) -> Any:

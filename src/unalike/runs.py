@@ -76,7 +76,7 @@ class Prepared:
             eval_every=e.eval_every,
             eval_clients=e.eval_clients,
             forgetting=e.forgetting,
-            scopes=[scope for scope in e.evaluate if scope != "own"],
+            scopes=e.elsewhere,
             device=e.device,
             store_budget=e.store_budget * 2**20,
             check_memory=e.check_memory,
@@ -171,7 +171,7 @@ def require_measurable(experiment: Experiment, found: Federation) -> None:
 
 
 def _require_scopes(experiment: Experiment, found: Federation) -> None:
-    elsewhere, asked = [s for s in experiment.evaluate if s != "own"], f"--evaluate {','.join(experiment.evaluate)}"
+    elsewhere, asked = experiment.elsewhere, f"--evaluate {','.join(experiment.evaluate)}"
     if elsewhere and experiment.engine == "flower":
         raise InputError(f"{asked}: a site has its own rows only: over Flower's network evaluate own")
     if "unseen" in elsewhere and not found.unseen:

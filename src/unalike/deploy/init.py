@@ -65,7 +65,7 @@ def init(
     prepared = runs.prepare(_seeded(experiment or _default(len(names))))
     if prepared.experiment.forgetting:
         raise InputError("forgetting = true: sites do not tell the counts that it is measured with: leave it out")
-    if {*prepared.experiment.evaluate} - {"own"}:
+    if prepared.experiment.elsewhere:
         raise InputError("--evaluate: a site has its own rows only: in a deployment evaluate own")
     clients = len(prepared.federation.clients)
     if clients < len(names):

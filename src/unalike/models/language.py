@@ -193,11 +193,10 @@ def parameters(spec: Spec) -> int:
 def answer_logits(spec: Spec, adapters: Adapters, batch: Batch, a: Tensor | None = None, train: bool = False) -> Tensor:
     """Logits (B, R, vocabulary) from which the tokens of the answers "y" (B, R) after prompts "x" (B, T) are told."""
     found, tokens = base(spec, batch["x"]), tokens_of(spec)
-    x, y = batch["x"], batch["y"]
-    before = tokens.prompt_mask(x)
-    width, length = (max(1, int(mask.sum(1).max())) for mask in (before, tokens.answer_mask(y)))
-    x, before, y = x[:, -width:], before[:, -width:], y[:, :length]
-    ids, mask = torch.cat([x, y], 1), torch.cat([before, tokens.answer_mask(y)], 1)
+    x, before = _trimmed(batch["x"], tokens)
+    answered = tokens.answer_mask(batch["y"])
+    length = _longest(answered)
+    ids, mask = torch.cat([x, batch["y"][:, :length]], 1), torch.cat([before, answered[:, :length]], 1)
     more = found.accepted(position_ids=_positions(mask), use_cache=False, logits_to_keep=length + 1)
     with found.bound(adapters, a, train) as model:
         logits: Tensor = model(input_ids=ids, attention_mask=mask, **more).logits
@@ -228,15 +227,15 @@ def generate(
     found, words = base(spec, x), tokens_of(spec)
     if not found.generates:
         raise InputError(f"{spec.name} only reads: it can embed instructions, but it writes no answers")
-    mask = words.prompt_mask(x)
-    width = max(1, int(mask.sum(1).max()))
+    x, mask = _trimmed(x, words)
     config = importlib.import_module("transformers").GenerationConfig(
         max_new_tokens=tokens, num_beams=beams, do_sample=False, pad_token_id=words.pad, eos_token_id=words.eos
     )
     with found.bound(adapters, None if a is None else a.repeat_interleave(beams)) as model:
         model.generation_config = config
-        ids = model.generate(x[:, -width:], attention_mask=mask[:, -width:], generation_config=config)
-    written = nn.functional.pad(ids[:, width:], (0, width + tokens - ids.shape[1]), value=words.pad)
+        ids = model.generate(x, attention_mask=mask, generation_config=config)
+    written = ids[:, x.shape[1] :]
+    written = nn.functional.pad(written, (0, tokens - written.shape[1]), value=words.pad)
     return written.where(words.answer_mask(written).bool(), words.pad)  # beams go on with `eos` after their end
 
 
@@ -245,9 +244,7 @@ def embed(spec: Spec, adapters: Adapters, x: Tensor, a: Tensor | None = None) ->
     """e(x) (B, d): the last hidden layer at the last token of the prompt; of a model that only reads the mean over its
     tokens."""
     found, words = base(spec, x), tokens_of(spec)
-    mask = words.prompt_mask(x)
-    width = max(1, int(mask.sum(1).max()))
-    x, mask = x[:, -width:], mask[:, -width:]
+    x, mask = _trimmed(x, words)
     with found.bound(adapters, a) as model:
         body = model.get_decoder() if found.generates else model
         hidden: Tensor = body(input_ids=x, attention_mask=mask, position_ids=_positions(mask)).last_hidden_state
@@ -261,6 +258,18 @@ def embed_texts(model: str, texts: Sequence[str], device: torch.device) -> Tenso
     adapted = Adapted.read(model)
     x = tokeniser(adapted.model).plain(texts, adapted.length)
     return embed(Spec(model, (adapted.length,), 0), {}, x.to(device))
+
+
+def _trimmed(x: Tensor, words: Tokeniser) -> tuple[Tensor, Tensor]:
+    """Prompts without the columns on the left that are empty in all rows, and where they have tokens."""
+    mask = words.prompt_mask(x)
+    width = _longest(mask)
+    return x[:, -width:], mask[:, -width:]
+
+
+def _longest(mask: Tensor) -> int:
+    """Tokens of the longest row, at least one."""
+    return max(1, int(mask.sum(1).max()))
 
 
 def _positions(mask: Tensor) -> Tensor:
