@@ -15,6 +15,10 @@ from .errors import InputError
 
 LANGUAGE = "lm:"
 """What the name of a language model begins with; a folder, a file or an id of the hub follows."""
+VISION_LANGUAGE = "vl:"
+"""What the name of a model of images and questions begins with; a folder or an id of the hub follows."""
+FOUNDATIONS = (LANGUAGE, VISION_LANGUAGE)
+"""What names of models begin with that others have trained."""
 
 
 def load_object(name: str) -> Any:
@@ -38,9 +42,10 @@ def require_extra(extra: str, *modules: str) -> None:
 def absolute(name: str, folder: Path = Path()) -> str:
     """The same name with the path of a file or of a language model's folder, counted from `folder`, made absolute."""
     head, bracket, arguments = name.partition("(")
-    if head.startswith(LANGUAGE):
-        model = Path(head.removeprefix(LANGUAGE)).expanduser()
-        return f"{LANGUAGE}{(folder / model).resolve()}{bracket}{arguments}" if (folder / model).exists() else name
+    if head.startswith(FOUNDATIONS):
+        mark, _, model = head.partition(":")
+        path = folder / Path(model).expanduser()
+        return f"{mark}:{path.resolve()}{bracket}{arguments}" if path.exists() else name
     place, _, attribute = head.rpartition(":")
     return f"{(folder / place).resolve()}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
 
@@ -48,8 +53,9 @@ def absolute(name: str, folder: Path = Path()) -> str:
 def label(name: str) -> str:
     """The name without the folder of its file: the same on every machine."""
     head, bracket, arguments = name.partition("(")
-    if head.startswith(LANGUAGE) and Path(head.removeprefix(LANGUAGE)).is_absolute():
-        return f"{LANGUAGE}{Path(head).name}{bracket}{arguments}"
+    mark, _, model = head.partition(":")
+    if head.startswith(FOUNDATIONS) and Path(model).is_absolute():
+        return f"{mark}:{Path(model).name}{bracket}{arguments}"
     place, _, attribute = head.rpartition(":")
     return f"{Path(place).name}:{attribute}{bracket}{arguments}" if place.endswith(".py") else name
 
