@@ -27,9 +27,9 @@ MADE_HERE = {
     "two-tower": ("vl-two-tower", "python -m unalike.scenes two-tower"),
 }
 """Name to the folder of the cache, and the command that makes it."""
-SEES = ("vilt", "vit", "clip", "unalike-one-stream", "unalike-two-tower")
+SEES = ("vilt", "vit", "clip", "unalike-two-tower")
 """Kinds of models (`model_type` of their config.json) that take images."""
-READS = ("vilt", "bert", "clip", "unalike-one-stream", "unalike-two-tower")
+READS = ("vilt", "bert", "clip", "unalike-two-tower")
 """Kinds of models that take questions."""
 
 
@@ -102,6 +102,8 @@ class Reader:
     """Most tokens of a question, those counted that the tokeniser puts around it; 0 for a model that does not read."""
     pad: int
     """The id that fills rows of tokens up, on the right."""
+    start: int
+    """The id that questions begin with, where the tokeniser puts one there; else `pad`."""
 
     def __init__(self, model: str, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -114,10 +116,15 @@ class Reader:
         vision, language = config.get("vision_config", config), config.get("text_config", config)
         self.side = int(vision["image_size"]) if takes["image"] else 0
         self.longest = int(language["max_position_embeddings"]) if takes["text"] else 0
-        self.pad = 0
+        self.pad = self.start = 0
+        self._ends_with_pad = False
         if takes["text"]:
             self._inner: Any = _tokeniser(folder)
-            self.pad = int(self._inner.pad_token_id)
+            self.pad = self.start = int(self._inner.pad_token_id)
+            around = self._inner("", verbose=False)["input_ids"]
+            if around and around[0] in (self._inner.cls_token_id, self._inner.bos_token_id):
+                self.start = int(around[0])
+            self._ends_with_pad = bool(around) and around[-1] == self.pad
         self.ids = functools.lru_cache(maxsize=2**16)(self._ids)
 
     def _ids(self, question: str) -> tuple[int, ...]:
@@ -133,8 +140,14 @@ class Reader:
         )
 
     def mask(self, x: Tensor) -> Tensor:
-        """Where questions (B, T) have tokens, as 1 and 0."""
-        return (x != self.pad).long()
+        """Where questions (B, T) have tokens, as 1 and 0.
+
+        CLIP ends questions with the id that fills rows up: its first one after a token is a token as well.
+        """
+        tokens = x != self.pad
+        if self._ends_with_pad:
+            tokens = tokens | torch.nn.functional.pad(tokens, (1, 0))[:, :-1]
+        return tokens.long()
 
     def texts(self, x: Tensor) -> list[str]:
         """What questions (B, T) ask, as far as the tokeniser can tell."""

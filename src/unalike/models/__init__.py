@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import tree
 from ..errors import InputError
+from ..multimodal import is_multimodal
 from ..plugins import load_object, parse_call
 from ..pretrained import is_language
 from ..protocol import Batch, Spec
@@ -197,12 +198,16 @@ def _zero_weights(spec: Spec) -> dict[str, Any]:
 
 
 def parameters(spec: Spec, part: str | None = None) -> int:
-    """Number of scalars of the model, or of one part of it ("extractor", "header"), buffers left out; of a language
-    model those of an adapter."""
+    """Number of scalars of the model, or of one part of it ("extractor", "header"), buffers left out; of a model that
+    others have trained those of an adapter."""
     if is_language(spec.name):
         from . import language
 
         return language.parameters(spec)
+    if is_multimodal(spec.name):
+        from . import multimodal
+
+        return multimodal.parameters(spec)
     weights = _zero_weights(spec)
     leaves = tree.flatten(weights if part is None else weights[part])
     return sum(leaf.numel() for name, leaf in leaves.items() if not name.rpartition("/")[2].startswith("~"))
@@ -245,12 +250,17 @@ def smallest(models: Mapping[str, Spec]) -> str:
 def check(spec: Spec) -> None:
     """Build the model and run two rows of zeros through it; raise `InputError` that says where it does not fit.
 
-    A language model is loaded: whether it has the layers that adapters are to go into is known then.
+    A model that others have trained is loaded: whether it has the layers that adapters are to go into is known then.
     """
     if is_language(spec.name):
         from . import language
 
         language.base(spec)
+        return
+    if is_multimodal(spec.name):
+        from . import multimodal
+
+        multimodal.base(spec)
         return
     skeletons, where = _skeletons(spec), f"model {spec.name}"
     with torch.no_grad():
