@@ -14,7 +14,7 @@ import torch
 from .. import models, tasks
 from ..errors import InputError
 from ..files import with_tuples, write_atomically
-from ..multimodal import MODALITIES, Foundation, reader
+from ..multimodal import MODALITIES, Foundation, is_multimodal, reader
 from ..plugins import absolute
 from ..pretrained import Adapted
 from ..protocol import Batch, ClientInfo, Spec
@@ -288,6 +288,7 @@ def federation(
             group_column=group_column,
             impute=impute,
             image_size=image_size,
+            seen=vqa.side_of(filter(is_multimodal, [*models, *(model_map or {}).values()])) or None,
         )
     if rows is not None and not (isinstance(partition, str) and not partition.startswith("file:")):
         raise InputError("the partition says already which rows are used: leave --rows out")
