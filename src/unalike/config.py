@@ -89,6 +89,9 @@ class Experiment(BaseModel):
     fleet: str | None = Field(
         None, description="memory budgets: 2GiB, uniform:20MiB:180MiB, a .csv or .toml file of clients [none]"
     )
+    modalities: str | None = Field(
+        None, description="what clients have of images and questions, 3:text,4:image; others have both [both]"
+    )
     check_memory: bool = Field(True, description="stop at a client that exceeds its budget")
 
     engine: Literal["serial", "processes", "flower"] | None = Field(

@@ -65,6 +65,8 @@ class PersonalModel:
         """Outputs (n, classes) for raw rows `x` (n, *shape), scaled as in training; computed on `device`."""
         if self.preprocess.kind == "text":
             raise InputError("the model answers instructions: it has `answers`, and neither classes nor logits")
+        if self.preprocess.kind == "vqa":
+            raise InputError("the model answers questions about images: it takes no rows of numbers")
         x = np.asarray(x)
         if x.shape[1:] != tuple(self.preprocess.shape):
             raise InputError(f"the model takes rows of shape {self.preprocess.shape}; these have {x.shape[1:]}")

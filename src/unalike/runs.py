@@ -142,12 +142,19 @@ def require_alike(experiments: Sequence[Experiment], found: Federation) -> None:
 
 
 def require_speech(experiment: Experiment, found: Federation) -> None:
-    """Raise `InputError` where texts meet a method that is for rows of numbers."""
-    if found.source.kind == "text" and not getattr(find(experiment.method), "speaks", False):
-        able = ", ".join(name for name, kind in ALGORITHMS.items() if getattr(kind, "speaks", False))
+    """Raise `InputError` where texts, or questions about images, meet a method for other data, or it meets others."""
+    method, kind = find(experiment.method), found.source.kind
+    asked = {"text": ("speaks", "texts"), "vqa": ("answers", "questions about images")}.get(kind)
+    if asked and not getattr(method, asked[0], False):
+        able = ", ".join(name for name, other in ALGORITHMS.items() if getattr(other, asked[0], False))
         raise InputError(
-            f"{label(experiment.method)} trains networks on rows of numbers, and {found.source.name} holds texts: "
+            f"{label(experiment.method)} trains networks on rows of numbers, and {found.source.name} holds {asked[1]}: "
             f"take {able}"
+        )
+    if kind != "vqa" and getattr(method, "answers", False):
+        raise InputError(
+            f"{label(experiment.method)} answers questions about images, and {found.source.name} is of kind {kind}: "
+            "give a folder of images and questions, see docs/data.md"
         )
 
 
@@ -197,6 +204,7 @@ def _as_given(found: Federation) -> dict[str, Any]:
         "model_map": {},
         "feature_width": found.models[found.clients[0].tier].features,
         "fleet": None,
+        "modalities": ",".join(f"{c.id}:{'+'.join(c.modalities)}" for c in found.clients if c.modalities) or None,
     }
 
 

@@ -132,6 +132,41 @@ class Instruction(Task):
         return {"accuracy": float(tallies["hits"]) / n, "rouge1": float(tallies["rouge1"]) / (EXACT * n), "n": n}
 
 
+@dataclass(frozen=True)
+class Answering(Task):
+    """One answer of a list to each question about an image: cross-entropy and accuracy.
+
+    Each client has its own list: outputs are logits (B, A) over it, "y" (B,) is the right answer's place in it, and -1
+    where the right answer is none of it, which another client's rows can have. Such a row has no loss, and no answer to
+    it is right.
+    """
+
+    metric: ClassVar[str] = "accuracy"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean over the rows whose answer is in the list."""
+        y = batch["y"]
+        weight = (y >= 0).to(outputs.dtype)
+        if "weight" in batch:
+            weight = weight * batch["weight"]
+        each = F.cross_entropy(outputs, y, ignore_index=-1, reduction="none")
+        return (weight * each).sum() / weight.sum().clamp(min=torch.finfo(outputs.dtype).tiny)
+
+    def tally(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        y = batch["y"]
+        return {
+            "rows": torch.tensor(len(y)),
+            "known": (y >= 0).sum().cpu(),
+            "hits": (outputs.argmax(1) == y).sum().cpu(),
+            "loss": F.cross_entropy(outputs, y, ignore_index=-1, reduction="sum").cpu().double(),
+        }
+
+    def scores(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:
+        """accuracy (of all rows), loss (of those whose answer is in the list, 0 where none is), n."""
+        n, known = float(tallies["rows"]), float(tallies["known"])
+        return {"accuracy": float(tallies["hits"]) / n, "loss": float(tallies["loss"]) / max(1.0, known), "n": n}
+
+
 def is_right(instruction: str, written: str, right: str) -> bool:
     """Whether an answer is the right one, but for case and white space.
 
@@ -169,7 +204,7 @@ def _scorer() -> Any:
     return importlib.import_module("rouge_score.rouge_scorer").RougeScorer(["rouge1"], use_stemmer=False)
 
 
-TASKS: Mapping[str, type[Task]] = {"classification": Classification, "instruction": Instruction}
+TASKS: Mapping[str, type[Task]] = {"classification": Classification, "instruction": Instruction, "answering": Answering}
 
 
 def describe(task: Task) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 Array = NDArray[Any]
-Kind = Literal["image", "table", "window", "text"]
+Kind = Literal["image", "table", "window", "text", "vqa"]
 Impute = Literal["mean", "median", "zero"]
 
 X_NAMES, Y_NAMES, SITE_NAMES = ("x", "X", "images", "data"), ("y", "Y", "labels", "target"), ("site", "sites", "slide")
@@ -43,10 +43,11 @@ class Source:
     Whether they are enough to learn from is asked of all rows together (`require_classes`), not of one site's share.
 
     x: image uint8 or float32 (n, channels, height, width), table float32 (n, features), window float32 (n, channels,
-    time), text uint8 (n, bytes), see `data.text`; y: int64 (n,) in 0..K-1; test: bool (n,), the rows of the official
-    test set; sites: str (n,), each row's natural client; groups: str (n,), what each row was cut from or measured on,
-    which is never to lie in two of training, validation and test; pixel_max: the value of an image that is white;
-    impute: how a client is to fill NaN, which only tables and windows may have, and only if this is given.
+    time), text and vqa uint8 (n, bytes), see `data.text` and `data.vqa`; y: int64 (n,) in 0..K-1; test: bool (n,), the
+    rows of the official test set; sites: str (n,), each row's natural client; groups: str (n,), what each row was cut
+    from or measured on, which is never to lie in two of training, validation and test; pixel_max: the
+    value of an image that is white; impute: how a client is to fill NaN, which only tables and windows may have, and
+    only if this is given.
     """
 
     name: str
@@ -62,9 +63,14 @@ class Source:
     impute: Impute | None = None
     simulated_shift: str = ""
     """What the images were put through, each client's in its own way, see `data.shift`."""
+    images: NDArray[np.uint8] | None = None
+    """Of kind "vqa" only, (m, 3, height, width): what the rows' questions are about, by number."""
+    places: NDArray[np.str_] | None = None
+    """(n,) file and row that each row comes from, for messages, where there are such."""
 
     def __post_init__(self) -> None:
         same_length(self.name, x=self.x, y=self.y, test=self.test, sites=self.sites, groups=self.groups)
+        same_length(self.name, x=self.x, places=self.places)
         if self.test is not None and self.test.all() | ~self.test.any():
             raise InputError(f"{self.name}: `test` must mark some rows and not all; it marks {self.test.sum()}")
         if self.impute not in (None, *get_args(Impute)):
@@ -121,13 +127,14 @@ class Source:
 
     def take(self, rows: NDArray[np.int64]) -> Source:
         """A source of these rows only."""
-        per_row = {name: getattr(self, name) for name in ("x", "y", "test", "sites", "groups")}
+        per_row = {name: getattr(self, name) for name in ("x", "y", "test", "sites", "groups", "places")}
         return replace(self, **{name: array[rows] for name, array in per_row.items() if array is not None})
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of x, y, test and the names of the classes."""
-        return digest([self.x, self.y, *([] if self.test is None else [self.test]), np.array(self.classes)])
+        """SHA-256 (hex) of x, y, test, images and the names of the classes."""
+        more = [array for array in (self.test, self.images) if array is not None]
+        return digest([self.x, self.y, *more, np.array(self.classes)])
 
 
 def digest(arrays: Iterable[Array]) -> str:

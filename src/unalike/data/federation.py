@@ -14,13 +14,13 @@ import torch
 from .. import models, tasks
 from ..errors import InputError
 from ..files import with_tuples, write_atomically
+from ..multimodal import MODALITIES, Foundation, reader
 from ..plugins import absolute
-from ..plugins import label as label_of
-from ..pretrained import Adapted, is_language
+from ..pretrained import Adapted
 from ..protocol import Batch, ClientInfo, Spec
 from ..rng import Key
-from ..tasks import Classification, Instruction, Task
-from . import Impute, Source, text
+from ..tasks import Answering, Classification, Instruction, Task
+from . import Impute, Source, text, vqa
 from .fleet import Budgets, budgets
 from .partition import PARTS, Partition, draw
 from .preprocess import Preprocess
@@ -28,9 +28,12 @@ from .shift import draw as draw_shift
 from .shift import parse as parse_shift
 from .shift import require_images, shifted
 from .sources import load as load_source
+from .tiers import asked, models_of, own_classes, require_models
 
 Scope: TypeAlias = Literal["own", "others", "all", "unseen"]
 """Whose test rows a client's model is scored on."""
+IMAGES = "images.npy"
+"""File of a saved federation that questions are about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class Federation:
     keys: Mapping[str, Any] = field(default_factory=dict)
     """The keys of an experiment that lead to these data; empty for a `Source` made by hand."""
     _fitted: dict[int, Preprocess] = field(default_factory=dict, init=False, repr=False)
+    _answers: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, client: int, part: str) -> np.ndarray:
         """Indices into the source of a client's "train", "validation" or "test" rows."""
@@ -54,8 +58,23 @@ class Federation:
     def preprocess(self, client: int) -> Preprocess:
         """Fitted, once, on the client's own training rows."""
         if client not in self._fitted:
-            self._fitted[client] = Preprocess.fit(self.source, self.rows(client, "train"), self._model(client))
+            found = Preprocess.fit(self.source, self.rows(client, "train"), self._model(client))
+            own = self.answers(client) if self.source.kind == "vqa" else None
+            self._fitted[client] = found if own is None else replace(found, classes=own)
         return self._fitted[client]
+
+    def answers(self, client: int) -> tuple[str, ...]:
+        """What a client's model can answer: the answers of all its own rows, in alphabetical order."""
+        return tuple(self.source.classes[i] for i in self._own(client))
+
+    def _own(self, client: int) -> np.ndarray:
+        if client not in self._answers:
+            self._answers[client] = own_classes(self.source, self.partition, client)
+        return self._answers[client]
+
+    def _modalities(self, client: int) -> tuple[str, ...]:
+        """What of a client's rows is there."""
+        return (self.clients[client].modalities if client < len(self.clients) else ()) or MODALITIES
 
     def _model(self, client: int) -> str:
         """The name of a client's model; one that takes no part has the first one's."""
@@ -74,7 +93,7 @@ class Federation:
 
     def data(self, client: int, part: str, by: int | None = None) -> Batch:
         """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,); of texts both are
-        tokens, see `text.tokens`.
+        tokens, see `text.tokens`; questions about images are in `vqa.batch`.
 
         Args:
             by: the client whose model meets them, where it is another one's: scaled as that one scales its own.
@@ -83,6 +102,9 @@ class Federation:
         whose = client if by is None else by
         if self.source.kind == "text":
             return text.tokens(self._model(whose), self.source, rows)
+        if self.source.kind == "vqa":
+            read_by = reader(Foundation.read(self._model(whose)).model)
+            return vqa.batch(read_by, self.source, rows, self._own(whose), self._modalities(client))
         x = self.preprocess(whose)(self.source.x[rows])
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
 
@@ -104,6 +126,7 @@ class Federation:
                     "tier": info.tier,
                     **{part: len(self.rows(info.id, part)) for part in PARTS},
                     **({} if info.memory is None else {"memory": info.memory}),
+                    **({"modalities": list(info.modalities)} if info.modalities else {}),
                     **({"simulated_shift": shift.clients[info.id].describe()} if shift else {}),
                     "labels": counts[info.id].tolist(),
                 }
@@ -145,8 +168,9 @@ class Federation:
             tuple(np.searchsorted(kept, self.rows(k, part) if k in clients else kept[:0]) for k in range(n))
             for part in PARTS
         )
-        source = replace(self.source.take(kept), test=None, sites=None, groups=None)
-        source = text.only_own_answers(source) if source.kind == "text" else source
+        source = replace(self.source.take(kept), test=None, sites=None, groups=None, places=None)
+        narrowed = {"text": text.only_own_answers, "vqa": vqa.only_used}.get(source.kind)
+        source = narrowed(source) if narrowed else source
         partition = replace(self.partition, train=train, validation=validation, test=test)
         return replace(self, source=source, partition=partition, keys={})
 
@@ -155,6 +179,8 @@ class Federation:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "x.npy", self.source.x, allow_pickle=False)
         np.save(folder / "y.npy", self.source.y, allow_pickle=False)
+        if self.source.images is not None:
+            np.save(folder / IMAGES, self.source.images, allow_pickle=False)
         self.partition.save(folder / "partition.npz")
         about = {
             "source": {
@@ -177,7 +203,13 @@ class Federation:
         """The federation that was saved in `folder`, its rows memory-mapped."""
         about = json.loads((folder / "federation.json").read_text())
         x, y = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in "xy")
-        source = Source(x=x, y=y, test=None, sites=None, **with_tuples(about["source"]))
+        images = folder / IMAGES
+        source = Source(
+            x=x,
+            y=y,
+            images=np.load(images, mmap_mode="r", allow_pickle=False) if images.is_file() else None,
+            **with_tuples(about["source"]),
+        )
         return cls(
             source,
             Partition.load(folder / "partition.npz"),
@@ -207,6 +239,7 @@ def federation(
     model_map: Mapping[int, str] | None = None,
     feature_width: int | None = None,
     fleet: str | None = None,
+    modalities: str | None = None,
     seed: int = 0,
 ) -> Federation:
     """Load data, divide it among clients and give each a model.
@@ -226,6 +259,7 @@ def federation(
         model_map: client to model, overriding its turn.
         feature_width: pool every extractor's output to this width.
         fleet: memory budgets, "2GiB", "uniform:LOW:HIGH" or a file, see `data.fleet`; None: nobody has one.
+        modalities: what clients have of images and questions, "3:text,4:image"; all others have both.
         seed: seeds the choice of rows, the partition, the shift and the budgets.
 
     Raises:
@@ -259,7 +293,7 @@ def federation(
         raise InputError("the partition says already which rows are used: leave --rows out")
     if shift is not None:
         require_images(source, shift)
-    _require_models(source, [*models, *(model_map or {}).values()])
+    require_models(source, [*models, *(model_map or {}).values()])
     if isinstance(partition, str):
         drawn = np.arange(len(source.y)) if rows is None else source.sample(rows, (Key.root(seed) / "rows").numpy())
         part, key = source if rows is None else source.take(drawn), Key.root(seed) / "partition"
@@ -273,7 +307,7 @@ def federation(
         partition = replace(partition, shift=draw_shift(shift, len(partition), source.x.shape[1:], key))
     if partition.shift:
         source = shifted(source, list(map(partition.of, range(len(partition)))), partition.shift)
-    found = assemble(source, partition, models, model_map or {}, feature_width, keys, unseen)
+    found = assemble(source, partition, models, model_map or {}, feature_width, keys, unseen, modalities)
     return found if fleet is None else found.with_budgets(budgets(fleet, len(found.clients), Key.root(seed) / "fleet"))
 
 
@@ -285,56 +319,28 @@ def assemble(
     feature_width: int | None = None,
     keys: Mapping[str, Any] | None = None,
     unseen: int = 0,
+    modalities: str | None = None,
 ) -> Federation:
     """A federation of rows already divided. Every model is built once and checked against the data."""
     n, like = len(partition) - unseen, Spec("", tuple(source.x.shape[1:]), len(source.classes), feature_width)
+    if modalities is not None and source.kind != "vqa":
+        raise InputError(f"--modalities {modalities}: {source.name} is of kind {source.kind}: leave it out")
     if not 0 <= unseen < len(partition):
         raise InputError(f"--unseen {unseen}: of {len(partition)} clients at least one must take part")
+    if source.kind == "vqa":
+        side = vqa.side_of({*names, *model_map.values()})
+        source, like = vqa.sized(source, side), replace(like, input=(3, side, side))
     tiers, specs = models_of(n, names or models.DEFAULTS[source.kind], model_map, like)
     infos = tuple(ClientInfo(k, tier, len(partition.train[k])) for k, tier in enumerate(tiers))
     for info in infos:
         if not info.n:
             raise InputError(f"client {info.id} has no training data: ask for fewer clients or --min-per-client 1")
+    if source.kind == "vqa":
+        infos, specs = asked(source, partition, infos, specs, vqa.modalities(modalities or "", n))
+        return Federation(source, partition, infos, specs, Answering(), keys or {})
     spoken = Adapted.read(specs[tiers[0]].name).model if source.kind == "text" else ""
     task: Task = Instruction(spoken) if spoken else Classification(like.classes)
     return Federation(source, partition, infos, specs, task, keys or {})
-
-
-def _require_models(source: Source, names: Sequence[str]) -> None:
-    """Raise `InputError` unless texts meet language models, and only they."""
-    if source.kind == "text" and not names:
-        model = "--models lm:HuggingFaceTB/SmolLM2-135M-Instruct"
-        raise InputError(f"{source.name} holds texts: say which language model is to answer them, such as {model}")
-    for name in names:
-        if is_language(name) != (source.kind == "text"):
-            what = "takes texts only" if is_language(name) else "takes no texts; a language model lm:... does"
-            raise InputError(f"{source.name} is of kind {source.kind}: model {name} {what}")
-
-
-def models_of(
-    n: int, names: Sequence[str], model_map: Mapping[int, str], like: Spec
-) -> tuple[list[str], dict[str, Spec]]:
-    """The tier of each of n clients, who take `names` in turn unless `model_map` says otherwise, and each tier's model.
-
-    Args:
-        like: input, classes and feature width of all of them.
-
-    Raises:
-        InputError: a client that there is not, two files' models of one name, or a model that does not fit the data.
-    """
-    for client in model_map:
-        if not 0 <= client < n:
-            raise InputError(f"--model-map names client {client}; the clients are 0 to {n - 1}")
-    given = [absolute(model_map.get(k, names[k % len(names)])) for k in range(n)]
-    specs = {label_of(name): replace(like, name=name) for name in dict.fromkeys(given)}
-    for name in given:
-        if specs[label_of(name)].name != name:
-            raise InputError(
-                f"two models are called {label_of(name)}, in {name} and {specs[label_of(name)].name}: rename one"
-            )
-    for spec in specs.values():
-        models.check(spec)
-    return [label_of(name) for name in given], specs
 
 
 def with_shared(federation: Federation, shared_model: str) -> tuple[Federation, str]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..errors import InputError
 from . import X_NAMES, read_npz
+from .images import IMAGES, decode
 from .preprocess import Preprocess
-from .sources import IMAGES, decode
 from .tables import MISSING, columns, number
 
 

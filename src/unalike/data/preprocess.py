@@ -28,16 +28,16 @@ class Preprocess:
     features: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     model: str = ""
-    """The language model whose tokens texts become."""
+    """The model whose tokens texts and questions become."""
 
     @classmethod
     def fit(cls, source: Source, rows: np.ndarray, model: str = "") -> Preprocess:
         """Statistics of `rows` of a table or of sensor windows; an image's scale is a constant of its source.
 
-        A feature that never varies, or is missing in every row, becomes 0. Of texts nothing is taken.
+        A feature that never varies, or is missing in every row, becomes 0. Of texts and questions nothing is taken.
         """
         shape = tuple(source.x.shape[1:])
-        if source.kind == "text":
+        if source.kind in ("text", "vqa"):
             return cls(source.kind, shape, mean=(), std=(), model=model)  # its classes are others' answers
         if source.kind == "image":
             half = source.pixel_max / 2

@@ -38,9 +38,10 @@ class Schema(BaseModel):
 
     @classmethod
     def of(cls, source: Source) -> Schema:
-        """The agreement that a source keeps; `InputError` for texts, whose classes are everybody's answers."""
-        if source.kind == "text":
-            raise InputError(f"{source.name} holds texts: a deployment cannot agree on them yet")
+        """The agreement that a source keeps; `InputError` for texts and questions: their classes are all answers."""
+        if source.kind in ("text", "vqa"):
+            what = "texts" if source.kind == "text" else "questions"
+            raise InputError(f"{source.name} holds {what}: a deployment cannot agree on them yet")
         return cls(
             kind=source.kind,
             shape=tuple(source.x.shape[1:]),

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from . import UNGROUPED, Array, Impute, Piece, Source, npz_source, source_of, text
+from . import UNGROUPED, Array, Impute, Piece, Source, npz_source, source_of, text, vqa
+from .images import IMAGES, decode
 from .joined import joined
 from .mnist import DIGITS, idx, idx_files, npm_digits
 from .tables import MISSING, columns, encode
 
 __all__ = ["SOURCES", "BuiltIn", "Source", "load", "load_federated"]
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IN_A_FOLDER = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
 """Named sets whose files --data-path says."""
@@ -104,8 +104,10 @@ def _joined(name: str, parts: Sequence[str], options: _Options) -> Source:
         each.append(_find(part, own))
     if len({source.name for source in each}) < len(each):
         each = [replace(source, name=part) for source, part in zip(each, parts, strict=True)]
-    if any(source.kind == "text" for source in each):
-        raise InputError(f"--data {name}: texts are joined by putting their files into one folder")
+    if any(source.kind in ("text", "vqa") for source in each):
+        raise InputError(
+            f"--data {name}: texts are joined by putting their files into one folder, and so are questions"
+        )
     if options.image_size and any(source.kind != "image" for source in each):
         raise InputError(f"--image-size does not apply to {name}: not all are images")
     return joined("+".join(source.name for source in each), each, options.image_size)
@@ -124,6 +126,9 @@ def _find(name: str, options: _Options) -> Source:
         near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--data {name} is neither a file or folder nor one of {', '.join(SOURCES)}{hint}")
+    if place.suffix.lower() in text.SUFFIXES and vqa.asks(place):
+        options.only("questions", "image_size", "group_column")
+        return vqa.read([place], place.parent, place.stem, options.image_size, options.group_column)
     if place.suffix.lower() in text.SUFFIXES or (place.suffix.lower() == ".csv" and text.is_text(place)):
         options.only("texts")
         return text.read_file(place)
@@ -194,6 +199,10 @@ def _folder(folder: Path, name: str, options: _Options) -> Source:
         options.only("a folder of .npz files", "site_column", "group_column", "impute")
         pair = [Piece(folder / "train.npz", False), Piece(folder / "test.npz", True)]
         return npz_source(name, pair, options.impute, options.site_column, options.group_column)
+    asking = vqa.files(folder)
+    if asking:
+        options.only("a folder of questions", "image_size", "group_column")
+        return vqa.read(asking, folder, name, options.image_size, options.group_column)
     texts = text.read_folder(folder, name)
     if texts is not None:
         options.only("a folder of texts")
@@ -216,7 +225,7 @@ def _images(folder: Path, name: str, options: _Options) -> Source:
     if not found:
         raise InputError(
             f"{folder} holds neither .npz files nor folders, named for classes, of {', '.join(sorted(IMAGES))}, nor "
-            "texts in .json files"
+            "texts or questions in .json files"
         )
     files, labels, test = zip(*found, strict=True)
     options.only("a folder of images", "image_size")
@@ -232,24 +241,6 @@ def _images(folder: Path, name: str, options: _Options) -> Source:
 
 def _visible(folder: Path) -> Iterator[Path]:
     return (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
-
-
-def decode(file: Path, size: tuple[int, int] | None) -> tuple[Array, bool]:
-    """An image as uint8 (height, width, 3), and whether it is grey. Without `size` its own, at most 64 a side."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            grey = image.mode in {"1", "L", "LA"}
-            shrink = max(1.0, max(image.size) / 64)
-            size = size or (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
-            image = image.convert("RGB")
-            return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)), grey
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} is no readable image ({error}): replace or remove it") from error
 
 
 def _sklearn(name: str, options: _Options) -> Source:

@@ -103,12 +103,12 @@ def read_hub(name: str) -> Source:
 
 
 def _rows(file: Path, test: bool, task: str = "") -> Iterator[Row]:
-    for place, fields in _objects(file):
+    for place, fields in objects(file):
         yield _row(fields, f"{file}: {place}", test, task)
 
 
-def _objects(file: Path) -> Iterable[tuple[str, Any]]:
-    """What a file holds, each with its place in it."""
+def objects(file: Path, needed: str = " and ".join(NEEDED)) -> Iterable[tuple[str, Any]]:
+    """What a file holds, each with its place in it; `needed` says in messages which fields rows have."""
     if file.suffix.lower() == ".csv":
         found = columns(file)
         names = [name for name in (*NEEDED, "task") if name in found]
@@ -123,7 +123,7 @@ def _objects(file: Path) -> Iterable[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no text in UTF-8: {error}") from error
     if not isinstance(rows, list):
-        raise InputError(f"{file} must be a list of rows with the fields {' and '.join(NEEDED)}")
+        raise InputError(f"{file} must be a list of rows with the fields {needed}")
     return [(f"row {i}", row) for i, row in enumerate(rows, 1)]
 
 
@@ -175,7 +175,7 @@ def read_instructions(path: Path) -> list[str]:
     if path.suffix.lower() in SUFFIXES:
         rows = [
             (place, fields.get("instruction") if isinstance(fields, Mapping) else None)
-            for place, fields in _objects(path)
+            for place, fields in objects(path)
         ]
         for place, found in rows:
             if not isinstance(found, str):

@@ -18,9 +18,10 @@ from flwr.serverapp import Grid, ServerApp
 from .. import api, config, runs
 from ..algorithms import find
 from ..config import Experiment
-from ..data.federation import Federation, models_of
+from ..data.federation import Federation
 from ..data.schema import FILE as SCHEMA
 from ..data.schema import Schema, empty_federation
+from ..data.tiers import models_of
 from ..engines.flower.engine import Flower, Patience
 from ..engines.flower.roster import described
 from ..errors import UnalikeError
