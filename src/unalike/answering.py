@@ -30,7 +30,7 @@ backbones of a few layers."""
 class AnswerTraining:
     """The hyper-parameters of a client's visit, for methods to have beside their own."""
 
-    answers: ClassVar[bool] = True
+    sees: ClassVar[bool] = True
     """That the method is for images and questions. Of others it is asked in `runs.prepare`."""
 
     rounds: Count = 30
