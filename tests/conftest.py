@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import seeing
 from unalike import cli, tiny
 from unalike.data.federation import Federation, federation
 
@@ -56,6 +57,21 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(tiny_lm: Path, eight: Path) -> Federation:
     """Eight clients with a task each, of 12 training, 4 validation and 4 test rows, and one language model."""
     return federation(str(eight), partition="site", models=[f"lm:{tiny_lm}(r=2)"])
+
+
+@pytest.fixture(scope="session")
+def foundations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind to the folder of an untrained model of it: ViLT, BERT, ViT and CLIP, two layers of 32 each."""
+    folder = tmp_path_factory.mktemp("foundations")
+    return {kind: seeing.write_model(folder / kind, kind) for kind in seeing.KINDS}
+
+
+@pytest.fixture(scope="session")
+def pictured(foundations: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Three clients with questions about coloured squares, of 12 training, 4 validation and 4 test rows, and a ViLT; the
+    last one sees no image."""
+    data = seeing.write_questions(tmp_path_factory.mktemp("questions") / "squares")
+    return federation(str(data), partition="site", models=[f"vl:{foundations['vilt']}"], modalities="2:text")
 
 
 @pytest.fixture

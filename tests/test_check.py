@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from catalogue import NETWORKS, SPEAKING
+from catalogue import ANSWERING, NETWORKS, SPEAKING
 from unalike import models, tree
 from unalike.algorithms import ALGORITHMS
 from unalike.algorithms.fedavg import FedAvg
@@ -37,6 +37,11 @@ def test_the_methods_keep_the_contract(name: str) -> None:
 @pytest.mark.parametrize("name", SPEAKING)
 def test_the_methods_for_texts_keep_the_contract(name: str, asked: Federation) -> None:
     check_algorithm(ALGORITHMS[name](max_new_tokens=2), asked)
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_the_methods_for_questions_about_images_keep_the_contract(name: str, pictured: Federation) -> None:
+    check_algorithm(ALGORITHMS[name](batch_size=8), pictured)
 
 
 # What a client does

@@ -24,6 +24,8 @@ from .tree import Flat, Tree
 
 Loss: TypeAlias = Callable[[Tree, Tree, Batch], Tensor]
 """loss(params, given, batch): a pure function. What trains is in `params`, what is constant in `given`."""
+Telling: TypeAlias = Callable[[Tree, Tree, Batch], tuple[Tensor, Batch]]
+"""A loss that also tells columns, which the next steps find in the same batch, as constants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,10 @@ class LocalTraining:
 class Step:
     """One alternation within a batch: a loss, what it trains and how, and where the result is projected."""
 
-    loss: Loss
+    loss: Loss | Telling
     trains: Mapping[str, Optimiser]
-    """Branch of `params` ("model", "theta/extractor") to its optimiser; buffers below it are not trained."""
+    """Branch of `params` ("model", "theta/extractor") to its optimiser; buffers below it are not trained. Steps that
+    train one branch, in turns, share what its optimiser keeps."""
     project: Callable[[Tree], None] | None = None
     """Called after each update to bring `params` back to its allowed set, in place."""
 
@@ -79,14 +82,14 @@ class Step:
 class _Taker:
     """One step at work: the leaves it trains, by optimiser, and their momenta."""
 
-    def __init__(self, step: Step, flat: Flat) -> None:
+    def __init__(self, step: Step, flat: Flat, memories: dict[str, Memory]) -> None:
         self.step, self.started = step, False
         self.weights: list[Tensor] = []
         self.groups: list[tuple[Optimiser, slice, Memory]] = []
         for branch, optimiser in step.trains.items():
             start = len(self.weights)
             self.weights += _weights(flat, branch)
-            self.groups.append((optimiser, slice(start, len(self.weights)), {}))
+            self.groups.append((optimiser, slice(start, len(self.weights)), memories.setdefault(branch, {})))
         self.values = [weight.detach() for weight in self.weights]  # the same storages, outside of autograd
 
     def require_grad(self, wanted: bool) -> None:
@@ -105,9 +108,10 @@ class _Taker:
         self.started = True
         return [gradient for gradient in gradients if gradient is not None]
 
-    def __call__(self, params: Tree, given: Tree, batch: Batch) -> Tensor:
-        """Take the step in place; the loss before it."""
-        loss = self.step.loss(params, given, batch)
+    def __call__(self, params: Tree, given: Tree, batch: Batch) -> tuple[Tensor, Batch]:
+        """Take the step in place; the loss before it, and what it told."""
+        found = self.step.loss(params, given, batch)
+        loss, told = found if isinstance(found, tuple) else (found, {})
         gradients = list(torch.autograd.grad(loss, self.weights, allow_unused=not self.started))
         if not self.started:
             gradients = self._start(gradients)
@@ -116,7 +120,7 @@ class _Taker:
         if self.step.project:
             with torch.no_grad():
                 self.step.project(params)
-        return loss.detach()
+        return loss.detach(), {name: column.detach() for name, column in told.items()}
 
 
 def _weights(flat: Flat, branch: str) -> list[Tensor]:
@@ -260,7 +264,8 @@ def train(
     """
     flat = {name: leaf.detach().clone() for name, leaf in tree.flatten(params).items()}
     working = tree.unflatten(flat)
-    takers = [_Taker(step, flat) for step in steps]
+    memories: dict[str, Memory] = {}
+    takers = [_Taker(step, flat, memories) for step in steps]
     losses, rows = [], []
     if len(takers) == 1:
         takers[0].require_grad(True)
@@ -277,12 +282,14 @@ def train(
 def _alternate(takers: list[_Taker], params: Tree, given: Tree, batch: Batch) -> Tensor:
     """All steps of one batch; only what the step at hand trains requires gradients. The first one's loss."""
     if len(takers) == 1:
-        return takers[0](params, given, batch)
+        return takers[0](params, given, batch)[0]
     losses = []
     for taker in takers:
         taker.require_grad(True)
-        losses.append(taker(params, given, batch))
+        loss, told = taker(params, given, batch)
         taker.require_grad(False)
+        losses.append(loss)
+        batch = {**batch, **told} if told else batch
     return losses[0]
 
 

@@ -82,6 +82,11 @@ def located(model: str) -> Path:
     return pretrained.located(model)
 
 
+def fingerprint(name: str) -> str | None:
+    """SHA-256 (hex) of the files of a model of images and questions, see `pretrained.fingerprint`; None for others."""
+    return pretrained.fingerprint_of(located(Foundation.read(name).model)) if is_multimodal(name) else None
+
+
 @functools.lru_cache(maxsize=32)
 def reader(model: str) -> Reader:
     """How the model called `model` (without "vl:" and options) takes images and questions; made once."""

@@ -70,6 +70,8 @@ class AdamW:
     """Steps of the visit, over which the step size falls linearly to 0; 0 leaves it as it is."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    decays_vectors: bool = True
+    """Whether weights of one dimension decay as well: biases, and those of normalisations."""
 
     def update(self, weights: list[Tensor], gradients: list[Tensor], memory: Memory) -> None:
         """See `Optimiser`."""
@@ -81,8 +83,9 @@ class AdamW:
         _clip(gradients, self.clip)
         t, (b1, b2) = int(memory["t"][0].add_(1)), self.betas
         lr = self.lr * max(0, self.steps - t + 1) / self.steps if self.steps else self.lr
-        if self.weight_decay:
-            torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
+        decaying = [w for w in weights if w.ndim > 1 or self.decays_vectors] if self.weight_decay else []
+        if decaying:
+            torch._foreach_mul_(decaying, 1 - lr * self.weight_decay)
         torch._foreach_lerp_(memory["m"], gradients, 1 - b1)
         torch._foreach_mul_(memory["v"], b2)
         torch._foreach_addcmul_(memory["v"], gradients, gradients, value=1 - b2)

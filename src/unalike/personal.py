@@ -29,8 +29,7 @@ from .engines.site import Setup, Site
 from .errors import InputError
 from .files import with_tuples, write_atomically
 from .models import MODELS
-from .plugins import parse_call
-from .pretrained import is_language
+from .plugins import FOUNDATIONS, parse_call
 from .protocol import Algorithm, ClientInfo, Ready, Spec
 from .rng import Key
 
@@ -236,7 +235,7 @@ def load(
 
 def _require_known(names: Sequence[str], path: Path, trusted: bool) -> None:
     known = {*ALGORITHMS, *MODELS}
-    foreign = [name for name in names if parse_call(name)[0] not in known and not is_language(name)]
+    foreign = [name for name in names if parse_call(name)[0] not in known and not name.startswith(FOUNDATIONS)]
     if foreign and not trusted:
         raise InputError(
             f"{path} names code of its own, {foreign[0]}: if you trust it, add --trust-code (trust_code=True)"

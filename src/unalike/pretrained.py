@@ -202,10 +202,13 @@ def fingerprint(name: str) -> str | None:
 
     Weights are of gigabytes, and those that differ in one layer only are rare; None for other models.
     """
-    if not is_language(name):
-        return None
+    return fingerprint_of(located(Adapted.read(name).model)) if is_language(name) else None
+
+
+def fingerprint_of(folder: Path) -> str:
+    """See `fingerprint`."""
     digest = hashlib.sha256()
-    for file in sorted(located(Adapted.read(name).model).iterdir()):
+    for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".model", ".txt"):
             with file.open("rb") as opened:
                 size, head = file.stat().st_size, opened.read(ENDS)

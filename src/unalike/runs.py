@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import config, models, pretrained
+from . import config, models, multimodal, pretrained
 from .algorithms import ALGORITHMS, build, find, parameters_of
 from .config import Experiment
 from .data import fleet
@@ -37,8 +37,10 @@ from .telemetry import events
 FEDERATION_KEYS = tuple(inspect.signature(federation).parameters)
 """The keys of an experiment that say who takes part; all others are the method's and the engine's."""
 EXPERIMENT, MANIFEST, SUMMARY, EVENTS = "experiment.toml", "manifest.json", "summary.json", "events.jsonl"
-LIBRARIES, LLM = ("unalike", "torch", "numpy", "scikit-learn"), ("transformers", "peft", "tokenizers", "rouge-score")
-"""Those whose versions a run is written down with, and those of runs on texts."""
+LIBRARIES = ("unalike", "torch", "numpy", "scikit-learn")
+"""Those whose versions a run is written down with."""
+BESIDE = {"text": ("transformers", "peft", "tokenizers", "rouge-score"), "vqa": ("transformers", "tokenizers")}
+"""Kind of data to those that runs on them need as well."""
 FLEET = "fleet.csv"
 """The budgets of a federation made by hand."""
 
@@ -144,14 +146,14 @@ def require_alike(experiments: Sequence[Experiment], found: Federation) -> None:
 def require_speech(experiment: Experiment, found: Federation) -> None:
     """Raise `InputError` where texts, or questions about images, meet a method for other data, or it meets others."""
     method, kind = find(experiment.method), found.source.kind
-    asked = {"text": ("speaks", "texts"), "vqa": ("answers", "questions about images")}.get(kind)
+    asked = {"text": ("speaks", "texts"), "vqa": ("sees", "questions about images")}.get(kind)
     if asked and not getattr(method, asked[0], False):
         able = ", ".join(name for name, other in ALGORITHMS.items() if getattr(other, asked[0], False))
         raise InputError(
             f"{label(experiment.method)} trains networks on rows of numbers, and {found.source.name} holds {asked[1]}: "
             f"take {able}"
         )
-    if kind != "vqa" and getattr(method, "answers", False):
+    if kind != "vqa" and getattr(method, "sees", False):
         raise InputError(
             f"{label(experiment.method)} answers questions about images, and {found.source.name} is of kind {kind}: "
             "give a folder of images and questions, see docs/data.md"
@@ -277,9 +279,7 @@ def manifest(prepared: Prepared) -> dict[str, Any]:
     """Where a run comes from: versions, seed, data, partition, machine, commit."""
     found = prepared.federation
     return {
-        "versions": {
-            name: metadata.version(name) for name in (*LIBRARIES, *(LLM if found.source.kind == "text" else ()))
-        }
+        "versions": {name: metadata.version(name) for name in (*LIBRARIES, *BESIDE.get(found.source.kind, ()))}
         | {"python": platform.python_version()},
         "seed": prepared.experiment.seed,
         "data": {"name": found.source.name, "fingerprint": found.source.fingerprint, "rows": len(found.source.y)},
@@ -350,10 +350,11 @@ def reopen(folder: Path, given: Federation | None = None) -> Prepared:
 
 
 def code_fingerprints(prepared: Prepared) -> dict[str, str]:
-    """sha256 of each file of the user's, and of each language model, that the run is made with, by its name."""
+    """sha256 of each file of the user's, and of each model of others, that the run is made with, by its name."""
     experiment, specs = prepared.experiment, prepared.federation.models.values()
     names = [experiment.method, *(spec.name for spec in specs), experiment.parameters.get("encoder", "")]
-    found = {label(name): fingerprint(name) or pretrained.fingerprint(name) for name in names}
+    known = (fingerprint, pretrained.fingerprint, multimodal.fingerprint)
+    found = {label(name): next(filter(None, (of(name) for of in known)), None) for name in names}
     return {name: digest for name, digest in found.items() if digest}
 
 

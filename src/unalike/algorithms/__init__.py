@@ -62,6 +62,15 @@ ALGORITHMS = Catalogue(
         "fedlora": "fedlora:FedLora",
         "local-lora": "local_lora:LocalLora",
         "centralized-lora": "centralized_lora:CentralizedLora",
+        "feddat": "feddat:FedDAT",
+        "fedavg-adapter": "fedavg_peft:FedAvgAdapter",
+        "fedavg-lora": "fedavg_peft:FedAvgLora",
+        "fedavg-prompt": "fedavg_peft:FedAvgPrompt",
+        "fedavg-bias": "fedavg_peft:FedAvgBias",
+        "fedavg-norm": "fedavg_peft:FedAvgNorm",
+        "head-only": "head_only:HeadOnly",
+        "local-adapter": "local_adapter:LocalAdapter",
+        "centralized-adapter": "centralized_adapter:CentralizedAdapter",
     }
 )
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import local, models, tree
 from ..algorithms import build
+from ..answering import Viewed
 from ..data.federation import Federation, Scope
 from ..errors import RunError, UnalikeError
 from ..protocol import Algorithm, Batch, Job
@@ -148,6 +149,17 @@ class Site:
 
         return {scope: mean([on(other) for other in self.federation.within(scope, client)]) for scope in self.scopes}
 
+    def _views(self, ready: Any, test: Batch, size: int) -> dict[str, dict[str, float]]:
+        """The scores on the client's test rows of each way in which the method lets its model be seen, by its name.
+
+        No budget is asked: this is measured, the client does not predict with it.
+        """
+        algorithm = self.algorithm
+        if not isinstance(algorithm, Viewed):
+            return {}
+        ways = ((name, functools.partial(algorithm.view, name, ready)) for name in algorithm.views)
+        return {name: algorithm.task.scores(local.tally(algorithm.task, way, test, size)) for name, way in ways}
+
     def _job(self, request: Message) -> Job[Any, Any]:
         """The ticket with what this site has beside it."""
         head, client = request.head, int(request.head["client"])
@@ -168,6 +180,7 @@ class Site:
             predict = functools.partial(self.algorithm.predict, ready)
             tallies = {part: local.tally(task, predict, found, size) for part, found in rows.items()}
         scores = {part: task.scores(found) for part, found in tallies.items()}
+        scores |= self._views(ready, rows["test"], size)
         scores |= self._elsewhere(job.info.id, functools.partial(local.tally, task, predict, size=size))
         for part, found in scores.items():
             _require_finite(f"on {part}", found)

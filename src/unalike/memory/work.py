@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import local, tree
-from ..local import SGD, Loss, Step, is_trainable
+from ..local import SGD, Loss, Memory, Step, is_trainable
 from ..optimisers import Optimiser
 from ..protocol import Batch
 from ..rng import Key
@@ -78,29 +78,27 @@ def training(steps: Sequence[Step], params: Tree, given: Tree, batch: Batch, bat
 
 
 @dataclass(frozen=True, slots=True)
-class _WatchedSGD(SGD):
-    mark: Mark = nothing
+class _Watched:
+    """An optimiser that says which tensors are gradients, and which it keeps."""
 
-    def update(self, weights: list[Tensor], gradients: list[Tensor], memory: local.Memory) -> None:
+    inner: Optimiser
+    mark: Mark
+
+    def update(self, weights: list[Tensor], gradients: list[Tensor], memory: Memory) -> None:
+        """See `Optimiser`."""
         self.mark("gradients", gradients)
-        SGD.update(self, weights, gradients, memory)
+        self.inner.update(weights, gradients, memory)
         for kept in memory.values():
             self.mark("optimiser", kept)
 
 
 def _watched(step: Step, mark: Mark) -> Step:
-    def loss(params: Tree, given: Tree, batch: Batch) -> Tensor:
+    def loss(params: Tree, given: Tree, batch: Batch) -> Any:
         for name, leaf in tree.flatten(params).items():
             mark(_role(name, leaf), [leaf])
         return step.loss(params, given, batch)
 
-    return replace(step, loss=loss, trains={branch: _watched_sgd(o, mark) for branch, o in step.trains.items()})
-
-
-def _watched_sgd(optimiser: Optimiser, mark: Mark) -> _WatchedSGD:
-    if not isinstance(optimiser, SGD):
-        raise TypeError(f"memory is predicted for training with SGD, not with {type(optimiser).__name__}")
-    return _WatchedSGD(optimiser.lr, optimiser.momentum, optimiser.weight_decay, optimiser.clip, mark)
+    return replace(step, loss=loss, trains={branch: _Watched(o, mark) for branch, o in step.trains.items()})
 
 
 def sgd(loss: Loss, params: Tree, optimiser: SGD, batch: Batch, given: Tree | None = None) -> Work:

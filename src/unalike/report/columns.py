@@ -6,13 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .measured import Budgets, Difference, Figure, Target
+from .measured import SCOPES, VIEWS, Budgets, Difference, Figure, Target
 from .paired import reference_name
 from .records import Method
 from .units import duration, flops, fraction, interval, percent, signed, size
 
-SCOPES = ("others", "all", "unseen")
-"""Whose test rows models may have been scored on beside their own clients'."""
 RECALL = "Recall of each class: of its test rows at all clients together, the share predicted right; mean over seeds."
 
 
@@ -40,6 +38,7 @@ def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
             else difference(m.balanced_difference),
             "lowest recall": _figure(m.pooled.lowest_recall),
             **{f"on {scope}": _figure(m.scopes.get(scope, Figure())) for scope in SCOPES},
+            **{f"{view} alone": _figure(m.scopes.get(view, Figure())) for view in VIEWS},
             "forgetting": _figure(m.forgetting),
             "above alone": "" if m.beats_standalone is None else percent(m.beats_standalone),
         }
@@ -89,7 +88,12 @@ def legend(methods: Sequence[Method]) -> str:
             " All rows: the test rows of all clients together, each predicted by what its own client predicts with. "
             "Balanced: the mean of the classes’ recalls; lowest recall: of the class that has it."
         )
-    if any(m.scopes for m in methods):
+    if any(m.scopes.keys() & {*VIEWS} for m in methods):
+        told += (
+            " Local alone, shared alone: each client’s own test rows, predicted with the one part of its model that "
+            "stays, or with the one that all share."
+        )
+    if any(m.scopes.keys() & {*SCOPES} for m in methods):
         told += (
             " On others, all, unseen: each client’s model on the test rows of all other clients, of all, or of clients "
             "that took no part, each of those counting once."
@@ -186,6 +190,8 @@ def plain(m: Method) -> dict[str, Any]:
         "recall": _json(m.pooled.recall) if m.pooled.recall else None,
         **{f"on_{scope}": m.scopes.get(scope, Figure()).mean for scope in SCOPES},
         **{f"on_{scope}_ci95": m.scopes.get(scope, Figure()).ci95 for scope in SCOPES},
+        **{f"{view}_alone": m.scopes.get(view, Figure()).mean for view in VIEWS},
+        **{f"{view}_alone_ci95": m.scopes.get(view, Figure()).ci95 for view in VIEWS},
         "forgetting": m.forgetting.mean,
         "forgetting_ci95": m.forgetting.ci95,
         "target_accuracy": until and until.accuracy,

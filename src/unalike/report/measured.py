@@ -49,8 +49,14 @@ class Forgetting(_Record):
     by_round: dict[int, float] = {}
 
 
+SCOPES = ("others", "all", "unseen")
+"""Whose test rows models may have been scored on beside their own clients'."""
+VIEWS = ("local", "shared")
+"""Ways in which a method lets its model be seen, each scored on the own client's test rows."""
+
+
 class Elsewhere(_Record):
-    """A score of each client's model on other clients' test rows."""
+    """A score of each client's model on other clients' test rows, or on its own seen in another way."""
 
     mean: float | None = None
     worst: float | None = None

@@ -27,6 +27,7 @@ def page(run: Run, other: Run | None) -> str:
         course.memory(run),
         course.took_part(run),
         _clients(run, other),
+        elsewhere.views(run),
         elsewhere.single(run),
         classes.single(run, other),
         forgotten.single(run),
