@@ -103,8 +103,8 @@ def draw(found: Scene, style: Style, side: int, rng: np.random.Generator) -> NDA
     if style.blur:
         image = image.filter(ImageFilter.GaussianBlur(style.blur * large))
     small = np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32)
-    found: NDArray[np.uint8] = np.rint((small + rng.normal(0, style.noise, small.shape)).clip(0, 255)).astype(np.uint8)
-    return found
+    drawn: NDArray[np.uint8] = np.rint((small + rng.normal(0, style.noise, small.shape)).clip(0, 255)).astype(np.uint8)
+    return drawn
 
 
 def _painted(colour: str, style: Style, rng: np.random.Generator) -> tuple[int, ...]:
