@@ -68,8 +68,8 @@ def foundations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def pictured(foundations: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    """Three clients with questions about coloured squares, of 12 training, 4 validation and 4 test rows, and a ViLT; the
-    last one sees no image."""
+    """Three clients with questions about coloured squares, of 12 training, 4 validation and 4 test rows, and a ViLT;
+    the last one sees no image."""
     data = seeing.write_questions(tmp_path_factory.mktemp("questions") / "squares")
     return federation(str(data), partition="site", models=[f"vl:{foundations['vilt']}"], modalities="2:text")
 

@@ -18,7 +18,7 @@ from unalike.protocol import Batch, Spec
 from unalike.rng import Key
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "gold": (230, 180, 30)}
-WORDS = "what colour is the square there a ? yes no red green blue gold".split()
+WORDS = ["what", "colour", "is", "the", "square", "there", "a", "?", *COLOURS]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 READS = {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 16}
@@ -67,8 +67,8 @@ def _built(kind: str, dropout: float) -> Any:
 
 
 def write_questions(folder: Path, sites: int = 3, train: int = 16, test: int = 4) -> Path:
-    """Sites of `train` and `test` rows, each row with an image of its own: of one site colours, of the next whether there
-    is a red square, and so on."""
+    """Sites of `train` and `test` rows, each with an image of its own: one site asks for colours, the next whether a
+    square is red, and so on."""
     rng = (Key.root(5) / "questions").numpy()
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for site in range(sites):

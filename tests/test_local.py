@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -97,6 +98,34 @@ def test_steps_alternate_within_a_batch_and_see_each_others_result() -> None:
     steps = [Step(first, {"a": SGD(0.5)}), Step(second, {"b": SGD(1.0)})]
     tuned, mean = train(steps, {"a": torch.tensor(2.0), "b": torch.tensor(5.0)}, {}, once(), Key.root(0))
     assert (tuned["a"].item(), tuned["b"].item(), mean) == (1.0, 1.0, 2.0)
+
+
+def test_a_step_tells_later_ones_columns_which_are_constants() -> None:
+    """b follows what a was before its step: b ← b − (b − 2) = 2, not 1; and no gradient of b's loss reaches a."""
+
+    def first(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> tuple[Tensor, tree.Batch]:
+        return 0.5 * params["a"] ** 2, {"told": params["a"].reshape(1)}
+
+    def second(params: tree.Tree, given: tree.Tree, batch: tree.Tree) -> Tensor:
+        assert not batch["told"].requires_grad
+        return 0.5 * (params["b"] - batch["told"][0]) ** 2
+
+    steps = [Step(first, {"a": SGD(0.5)}), Step(second, {"b": SGD(1.0)})]
+    rows = once()
+    tuned, mean = train(steps, {"a": torch.tensor(2.0), "b": torch.tensor(5.0)}, {}, rows, Key.root(0))
+    assert (tuned["a"].item(), tuned["b"].item(), mean) == (1.0, 2.0, 2.0)
+    assert all("told" not in batch for batch in rows)
+
+
+def test_steps_that_train_one_branch_share_its_memory() -> None:
+    """Momentum ½ on gradients 1, 2: w ← 0 − 1 − (½ · 1 + 2); with a memory each it would be −1 − 2."""
+
+    def pushed(by: float) -> Callable[..., Tensor]:
+        return lambda params, given, batch: by * params["w"].sum()
+
+    steps = [Step(pushed(by), {"w": SGD(1.0, 0.5)}) for by in (1.0, 2.0)]
+    tuned, _ = train(steps, {"w": torch.zeros(1)}, {}, once(), Key.root(0))
+    assert tuned["w"].item() == -3.5
 
 
 def test_what_no_step_trains_stays_and_momentum_does_not_move_it() -> None:

@@ -46,6 +46,22 @@ def test_it_is_torchs_adamw_to_the_bit(decay: float, clip: float, count: int) ->
     assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_vectors_may_be_left_out_of_weight_decay() -> None:
+    """As torch's own with a group without decay for what has one dimension, to the bit."""
+    weights, gradients = draw(0), [draw(i) for i in range(1, 4)]
+    theirs = [w.clone().requires_grad_() for w in weights]
+    groups = [{"params": [w], "weight_decay": 0.1 if w.ndim > 1 else 0.0} for w in theirs]
+    theirs_by: Any = torch.optim.AdamW(groups, lr=0.01, foreach=True)
+    for each in gradients:
+        for w, g in zip(theirs, each, strict=True):
+            w.grad = g.clone()
+        theirs_by.step()
+    ours = steps(AdamW(0.01, 0.1, decays_vectors=False), weights, gradients)
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+    alone = AdamW(0.01, 0.1, decays_vectors=False)
+    assert steps(alone, weights[1:], [g[1:] for g in gradients])[0].equal(ours[1])
+
+
 def test_the_first_step_by_hand() -> None:
     """m̂ = g and √v̂ = |g|, so that it is lr · g / (|g| + eps): 1 − 0.1 · 2 / 2 and 1 + 0.1."""
     (found,) = steps(AdamW(0.1), [torch.ones(2)], [[torch.tensor([2.0, -3.0])]])

@@ -112,6 +112,7 @@ class _Taker:
         """Take the step in place; the loss before it, and what it told."""
         found = self.step.loss(params, given, batch)
         loss, told = found if isinstance(found, tuple) else (found, {})
+        told = {name: column.detach().clone() for name, column in told.items()}  # it may be of what the step changes
         gradients = list(torch.autograd.grad(loss, self.weights, allow_unused=not self.started))
         if not self.started:
             gradients = self._start(gradients)
@@ -120,7 +121,7 @@ class _Taker:
         if self.step.project:
             with torch.no_grad():
                 self.step.project(params)
-        return loss.detach(), {name: column.detach() for name, column in told.items()}
+        return loss.detach(), told
 
 
 def _weights(flat: Flat, branch: str) -> list[Tensor]:
