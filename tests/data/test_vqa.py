@@ -137,7 +137,7 @@ def test_models_and_data_go_together(tmp_path: Path, foundations: dict[str, Path
     refused(lambda: federation("digits", modalities="0:text"), "--modalities 0:text: digits is of kind image")
     refused(lambda: runs.prepare(config.resolve({"method": "fedavg"}), pictured), "holds questions about images: take")
     other = config.resolve({"method": "feddat", "data": "digits"})
-    refused(lambda: runs.prepare(other), "feddat answers questions about images, and digits is of kind image")
+    refused(lambda: runs.prepare(other), "feddat answers questions about images; digits holds images")
 
 
 def test_a_batch_has_tokens_images_and_marks(tmp_path: Path, foundations: dict[str, Path]) -> None:

@@ -36,7 +36,7 @@ POOL = 20_000
 WITHOUT = 0.05
 """Share of rows without their image, and of rows without their question, so that a model knows what that is."""
 POSITION = 0.5
-"""Standard deviation of where in the image a patch lies, at the start: with ViLT's zeros no place is ever learnt here."""
+"""Standard deviation of what says where a patch lies, at the start: with ViLT's zeros no place is learnt here."""
 SPECIAL = ("<pad>", "<start>", "<unk>")
 
 
