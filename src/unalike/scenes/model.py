@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import local, pretrained, tree
+from .. import pretrained, tree
 from ..files import write_json
 from ..models.multimodal import BODIES, NORMALISED, Asked
-from ..optimisers import AdamW
 from ..rng import Key
 from . import questions, world
 
@@ -31,12 +30,16 @@ SIZE: dict[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
 }
 STEPS, BATCH, LR = 6000, 128, 1e-3
+WARM = 200
+"""Steps in which the step size rises."""
 POOL = 20_000
 """Scenes that the mixture draws from, again and again, asked anew each time."""
 WITHOUT = 0.05
 """Share of rows without their image, and of rows without their question, so that a model knows what that is."""
 POSITION = 0.5
 """Standard deviation of what says where a patch lies, at the start: with ViLT's zeros no place is learnt here."""
+CORNER = [len(world.SHAPES) + 1, len(world.COLOURS) + 1, len(world.SIZES) + 1]
+"""What there can be in a corner of an image: a shape, a colour and a size, or none."""
 SPECIAL = ("<pad>", "<start>", "<unk>")
 
 
@@ -47,6 +50,7 @@ class Mixture:
         rng = key.numpy()
         self.scenes = [world.scene(rng, neutral=True) for _ in range(scenes)]
         self.images = np.stack([world.draw(found, world.NEUTRAL, side, rng) for found in self.scenes])
+        self.corners = torch.tensor([corners(found) for found in self.scenes])
         self.answers = {answer: i for i, answer in enumerate(questions.answers())}
 
     def asked(self, kind: str, rng: np.random.Generator) -> tuple[int, str, int]:
@@ -59,30 +63,51 @@ class Mixture:
                 continue
             return row, question, self.answers[answer]
 
-    def rows(self, n: int, rng: np.random.Generator, kinds: Sequence[str] = ()) -> tuple[Tensor, list[str], Tensor]:
-        """Images uint8 (n, 3, side, side), questions and numbers of answers (n,)."""
+    def rows(self, n: int, rng: np.random.Generator, kinds: Sequence[str] = ()) -> tuple[list[int], list[str], Tensor]:
+        """Numbers of n scenes, questions about them, and numbers of the answers (n,)."""
         among = kinds or tuple(questions.NEUTRAL)
         number, asked, y = zip(*(self.asked(among[int(rng.integers(len(among)))], rng) for _ in range(n)), strict=True)
-        images = torch.from_numpy(self.images[list(number)].transpose(0, 3, 1, 2).copy())
-        return images, list(asked), torch.tensor(y)
+        return list(number), list(asked), torch.tensor(y)
+
+
+def corners(found: world.Scene) -> list[list[int]]:
+    """Of each of `world.PLACES` the numbers of its shape, colour and size, counted from 1; 0 for none."""
+    told = [[0, 0, 0] for _ in world.PLACES]
+    for thing in found:
+        listed = ((world.SHAPES, thing.shape), (tuple(world.COLOURS), thing.colour), (tuple(world.SIZES), thing.size))
+        told[thing.place] = [1 + names.index(name) for names, name in listed]
+    return told
 
 
 class Answerer(nn.Module):
-    """A model of kind `kind` with a head onto all answers, for as long as it is trained."""
+    """A model of kind `kind` with two heads, for as long as it is trained: one onto all answers, and one that says of
+    each corner of the image which shape is there, in which colour and size, from the last layer's tokens of it."""
 
-    def __init__(self, kind: str, model: nn.Module, width: int, answers: int) -> None:
+    def __init__(self, kind: str, model: nn.Module, last: nn.Module, width: int, answers: int) -> None:
         super().__init__()
-        self.kind, self.model, self.head = kind, model, nn.Linear(width, answers)
+        self.kind, self.model = kind, model
+        self.head, self.corners = nn.Linear(width, answers), nn.Linear(width, sum(CORNER))
+        self._tokens = torch.empty(0)
+        last.register_forward_hook(self._keep)
 
-    def forward(self, batch: tree.Batch) -> Tensor:
+    def _keep(self, layer: nn.Module, given: Any, found: Any) -> None:
+        self._tokens = found[0] if isinstance(found, tuple) else found
+
+    def forward(self, batch: tree.Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, answers), and (B, 4, sum of `CORNER`)."""
+        asked = self.asked(batch)
+        answered = self.head(BODIES[self.kind](self.model, asked))
+        side = round((self._tokens.shape[1] - asked.x.shape[1]) ** 0.5)
+        grid = self._tokens[:, -side * side :].transpose(1, 2).reshape(len(asked.x), -1, side, side)
+        return answered, self.corners(nn.functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2))
+
+    @staticmethod
+    def asked(batch: tree.Batch) -> Asked:
+        """A batch as bodies take it; of a row without a question the first token stays."""
         x, told = batch["x"], batch["told"]
         read = (x != 0) & told[:, None]
         read[:, 0] = True
-        pixels = batch["image"].float() / 127.5 - 1
-        found: Tensor = self.head(
-            BODIES[self.kind](self.model, Asked(x * read, read, told, pixels, batch["pictured"], {}))
-        )
-        return found
+        return Asked(x * read, read, told, batch["image"].float() / 127.5 - 1, batch["pictured"], {})
 
 
 def batches(
@@ -90,11 +115,12 @@ def batches(
 ) -> Iterator[tree.Batch]:
     """Batches as `Answerer` takes them."""
     for _ in range(steps):
-        images, asked, y = mixture.rows(size, rng)
+        number, asked, y = mixture.rows(size, rng)
         missing = rng.random(size)
         yield {
             "x": read(asked),
-            "image": images,
+            "image": torch.from_numpy(mixture.images[number].transpose(0, 3, 1, 2).copy()),
+            "corners": mixture.corners[number],
             "y": y,
             "pictured": torch.from_numpy(missing > WITHOUT),
             "told": torch.from_numpy(missing < 1 - WITHOUT),
@@ -135,12 +161,11 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0, siz
     mixture = Mixture(pool, key / "scenes", size["image_size"])
     config = transformers.ViltConfig(vocab_size=len(words()), **size)
     with key.scope():
-        model = Answerer("vilt", transformers.ViltModel(config), config.hidden_size, len(mixture.answers))
-        nn.init.normal_(model.model.embeddings.position_embeddings, std=POSITION)  # type: ignore[union-attr,arg-type]
-    trained = train(
-        model, batches(mixture, functools.partial(padded, words_of), steps, (key / "rows").numpy()), steps, key
-    )
-    trained.model.save_pretrained(folder)  # type: ignore[operator]
+        inner = transformers.ViltModel(config)
+        model = Answerer("vilt", inner, inner.encoder.layer[-1], config.hidden_size, len(mixture.answers))
+        nn.init.normal_(inner.embeddings.position_embeddings, std=POSITION)
+    train(model, batches(mixture, functools.partial(padded, words_of), steps, (key / "rows").numpy()), steps, key)
+    inner.save_pretrained(folder)
     return folder
 
 
@@ -150,15 +175,24 @@ def padded(words_of: Any, asked: Sequence[str]) -> Tensor:
     return found
 
 
-def train(model: Answerer, found: Iterator[tree.Batch], steps: int, key: Key) -> Answerer:
-    """The same module after an AdamW with a falling step size has gone over the batches."""
-    weights = {name: leaf.detach() for name, leaf in model.named_parameters() if leaf.requires_grad}
-    step = local.Step(functools.partial(_loss, model), {"model": AdamW(LR, 0.01, clip=1.0, steps=steps)})
-    trained, _ = local.train([step], {"model": weights}, {}, found, key / "noise")
-    model.load_state_dict(trained["model"], strict=False)
-    return model
+def train(model: Answerer, found: Iterator[tree.Batch], steps: int, key: Key, lr: float = LR) -> Answerer:
+    """The same module after AdamW has gone over the batches; its step size rises, and falls again."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
+    with key.scope():
+        for step, batch in enumerate(found):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * min((step + 1) / WARM, 1 - step / steps)
+            optimiser.zero_grad()
+            loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+    return model.eval()
 
 
-def _loss(model: Answerer, params: tree.Tree, given: tree.Tree, batch: tree.Batch) -> Tensor:
-    logits = torch.func.functional_call(model, params["model"], (batch,))
-    return nn.functional.cross_entropy(logits, batch["y"])
+def loss(model: Answerer, batch: tree.Batch) -> Tensor:
+    """Cross-entropy of the answers, and of what is in the corners of those images that are shown."""
+    answered, corners = model(batch)
+    shown = batch["pictured"]
+    parts = zip(corners[shown].split(CORNER, 2), batch["corners"][shown].unbind(2), strict=True)
+    seen = [nn.functional.cross_entropy(said.flatten(0, 1), right.flatten()) for said, right in parts]
+    return nn.functional.cross_entropy(answered, batch["y"]) + torch.stack(seen).sum()
