@@ -45,12 +45,12 @@ Split = Annotated[tuple[float, float, float], BeforeValidator(_read_split)]
 def _read_scopes(value: Any) -> Any:
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not parts or not {*parts} <= {*get_args(Scope)}:
-        raise ValueError("one or more of own, others, all, unseen, separated by commas")
+        raise ValueError(f"one or more of {', '.join(get_args(Scope))}, separated by commas")
     return tuple(dict.fromkeys(parts))
 
 
 Scopes = Annotated[tuple[Scope, ...], BeforeValidator(_read_scopes)]
-"""Whose test rows models are scored on; read from own,all as well. Their own ones always are."""
+"""Which test rows models are scored on; read from own,all as well. Their own ones always are."""
 
 
 class Experiment(BaseModel):
@@ -102,7 +102,9 @@ class Experiment(BaseModel):
     eval_every: int = Field(1, ge=1, description="rounds between evaluations")
     eval_clients: int | None = Field(None, ge=1, description="evaluate a fixed sample of so many clients [all]")
     evaluate: Scopes = Field(
-        ("own",), description="whose test rows each model is scored on: own, others, all (own and others), unseen"
+        ("own",),
+        description="whose test rows each model is scored on: own, others, all (own and others), unseen; no-image, "
+        "no-text: its own without them",
     )
     forgetting: bool = Field(
         False, description="measure what each client's training costs the global model on all others' rows"
@@ -113,7 +115,7 @@ class Experiment(BaseModel):
 
     @property
     def elsewhere(self) -> tuple[Scope, ...]:
-        """The scopes of `evaluate` in which other clients' rows are predicted."""
+        """The scopes of `evaluate` in which other rows are predicted than a client's own as they are."""
         return tuple(scope for scope in self.evaluate if scope != "own")
 
     @field_validator("models", mode="before")

@@ -22,7 +22,7 @@ from . import config, models, multimodal, pretrained
 from .algorithms import ALGORITHMS, build, find, parameters_of
 from .config import Experiment
 from .data import fleet
-from .data.federation import Federation, federation, with_shared
+from .data.federation import WITHOUT, Federation, federation, with_shared
 from .data.partition import Partition
 from .data.sources import located
 from .engines.checkpoint import Checkpoints
@@ -155,8 +155,7 @@ def require_speech(experiment: Experiment, found: Federation) -> None:
         )
     if kind != "vqa" and getattr(method, "sees", False):
         raise InputError(
-            f"{label(experiment.method)} answers questions about images, and {found.source.name} is of kind {kind}: "
-            "give a folder of images and questions, see docs/data.md"
+            f"{label(experiment.method)} answers questions about images; {found.source.name} holds {kind}s"
         )
 
 
@@ -185,6 +184,8 @@ def _require_scopes(experiment: Experiment, found: Federation) -> None:
         raise InputError(f"{asked}: a site has its own rows only: over Flower's network evaluate own")
     if "unseen" in elsewhere and not found.unseen:
         raise InputError(f"{asked}: all clients take part, none is unseen: keep some out with --unseen 2")
+    if {*WITHOUT} & {*elsewhere} and found.source.kind != "vqa":
+        raise InputError(f"{asked}: {found.source.name} is a {found.source.kind}, and has neither images nor questions")
     if {"others", "all"} & {*elsewhere} and len(found.clients) < 2:
         raise InputError(f"{asked}: a single client has no others: give --clients 2 or more")
 

@@ -15,4 +15,4 @@ def refused(call: Callable[[], object], *words: str) -> None:
         call()
     assert "\n" not in str(caught.value)
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(caught.value), str(caught.value)

@@ -120,3 +120,24 @@ def test_what_cannot_be_scored_is_refused_before_the_run(asked: dict[str, Any], 
 def test_a_federation_made_by_hand_keeps_its_unseen_clients(ran: api.Result) -> None:
     again = api.prepare(api.config.from_toml(ran.folder / "experiment.toml"))
     assert list(again.federation.unseen) == [3, 4]
+
+
+def test_a_modality_taken_away_is_masked_in_the_own_test_rows(pictured: Federation, tmp_path: Path) -> None:
+    asked = "own,no-image,no-text"
+    ran = api.run("head-only", pictured, rounds=1, evaluate=asked, engine="serial", out=tmp_path / "run")
+    found = ran.summary["scopes"]
+    assert found.keys() == {"no-image", "no-text"}
+    own = ran.summary["accuracy"]["per_client"]
+    assert found["no-image"]["accuracy"]["per_client"]["2"] == own["2"]  # which has no images
+    blind, deaf = (pictured.data(0, "test", without=name) for name in ("image", "text"))
+    whole = pictured.data(0, "test")
+    assert not blind["pictured"].any()
+    assert not blind["image"].any()
+    assert torch.equal(blind["x"], whole["x"])
+    assert deaf["x"].shape[1] == 1
+    assert torch.equal(deaf["image"], whole["image"])
+
+
+def test_only_of_questions_a_modality_can_be_taken_away(table: Federation, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="wine is a table, and has neither images nor questions"):
+        api.run("fedavg", table, rounds=1, evaluate="no-image", engine="serial", out=tmp_path / "run")

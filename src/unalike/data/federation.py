@@ -14,7 +14,7 @@ import torch
 from .. import models, tasks
 from ..errors import InputError
 from ..files import with_tuples, write_atomically
-from ..multimodal import MODALITIES, Foundation, reader
+from ..multimodal import MODALITIES, Foundation, is_multimodal, reader
 from ..plugins import absolute
 from ..pretrained import Adapted
 from ..protocol import Batch, ClientInfo, Spec
@@ -30,8 +30,10 @@ from .shift import require_images, shifted
 from .sources import load as load_source
 from .tiers import asked, models_of, own_classes, require_models
 
-Scope: TypeAlias = Literal["own", "others", "all", "unseen"]
-"""Whose test rows a client's model is scored on."""
+Scope: TypeAlias = Literal["own", "others", "all", "unseen", "no-image", "no-text"]
+"""Whose test rows a client's model is scored on; or its own, with a modality taken away."""
+WITHOUT: Mapping[Scope, str] = {"no-image": "image", "no-text": "text"}
+"""Scope to the modality that is taken away."""
 IMAGES = "images.npy"
 """File of a saved federation that questions are about."""
 
@@ -86,17 +88,18 @@ class Federation:
         return range(len(self.clients), len(self.partition))
 
     def within(self, scope: Scope, client: int) -> Sequence[int]:
-        """The clients whose test rows a client's model meets: itself, all others, both, or the unseen."""
+        """The clients whose test rows a client's model meets: all others, all, the unseen; else itself."""
         everyone = range(len(self.clients))
         others = [other for other in everyone if other != client]
-        return {"own": [client], "others": others, "all": everyone, "unseen": self.unseen}[scope]
+        return {"others": others, "all": everyone, "unseen": self.unseen}.get(scope, [client])
 
-    def data(self, client: int, part: str, by: int | None = None) -> Batch:
+    def data(self, client: int, part: str, by: int | None = None, without: str = "") -> Batch:
         """A client's rows of one part, ready for its model: "x" float32 (n, ...), "y" int64 (n,); of texts both are
         tokens, see `text.tokens`; questions about images are in `vqa.batch`.
 
         Args:
             by: the client whose model meets them, where it is another one's: scaled as that one scales its own.
+            without: a modality that is masked as if the rows had none of it: "image" or "text" of questions.
         """
         rows = self.rows(client, part)
         whose = client if by is None else by
@@ -104,7 +107,8 @@ class Federation:
             return text.tokens(self._model(whose), self.source, rows)
         if self.source.kind == "vqa":
             read_by = reader(Foundation.read(self._model(whose)).model)
-            return vqa.batch(read_by, self.source, rows, self._own(whose), self._modalities(client))
+            has = [name for name in self._modalities(client) if name != without]
+            return vqa.batch(read_by, self.source, rows, self._own(whose), has)
         x = self.preprocess(whose)(self.source.x[rows])
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(np.array(self.source.y[rows]))}
 
@@ -288,6 +292,7 @@ def federation(
             group_column=group_column,
             impute=impute,
             image_size=image_size,
+            seen=vqa.side_of(filter(is_multimodal, [*models, *(model_map or {}).values()])) or None,
         )
     if rows is not None and not (isinstance(partition, str) and not partition.startswith("file:")):
         raise InputError("the partition says already which rows are used: leave --rows out")

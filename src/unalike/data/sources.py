@@ -63,16 +63,19 @@ def load(
     group_column: str | None = None,
     impute: Impute | None = None,
     image_size: int | None = None,
+    seen: int | None = None,
     whole: bool = True,
 ) -> Source:
     """The source called `name`, or the one in the file or folder `name` (.csv, .npz, images, clients).
 
-    `whole` says that these are all rows there are; one site's share may hold a single class.
+    Args:
+        seen: pixels a side that models see of images that are asked about, where `image_size` says no other.
+        whole: whether these are all rows there are; one site's share may hold a single class.
     """
     if image_size is not None and not 1 <= image_size <= 4096:
         raise InputError(f"--image-size {image_size} is out of range: give 1 to 4096 pixels")
     options, parts = _Options(path, label, site_column, group_column, impute, image_size), parts_of(name)
-    found = _find(name, options) if len(parts) < 2 else _joined(name, parts, options)
+    found = _find(name, options, seen) if len(parts) < 2 else _joined(name, parts, options)
     if whole:
         found.require_classes()
     return found
@@ -113,7 +116,7 @@ def _joined(name: str, parts: Sequence[str], options: _Options) -> Source:
     return joined("+".join(source.name for source in each), each, options.image_size)
 
 
-def _find(name: str, options: _Options) -> Source:
+def _find(name: str, options: _Options, seen: int | None = None) -> Source:
     if name in SOURCES:
         return SOURCES[name].load(name, options)
     if name.startswith(text.HUB):
@@ -121,14 +124,14 @@ def _find(name: str, options: _Options) -> Source:
         return text.read_hub(name)
     place = Path(name).expanduser()
     if place.is_dir():
-        return _folder(place, place.resolve().name, options)
+        return _folder(place, place.resolve().name, options, seen)
     if not place.is_file():
         near = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--data {name} is neither a file or folder nor one of {', '.join(SOURCES)}{hint}")
     if place.suffix.lower() in text.SUFFIXES and vqa.asks(place):
         options.only("questions", "image_size", "group_column")
-        return vqa.read([place], place.parent, place.stem, options.image_size, options.group_column)
+        return vqa.read([place], place.parent, place.stem, options.image_size or seen, options.group_column)
     if place.suffix.lower() in text.SUFFIXES or (place.suffix.lower() == ".csv" and text.is_text(place)):
         options.only("texts")
         return text.read_file(place)
@@ -190,8 +193,8 @@ def _csv(file: Path, options: _Options) -> Source:
     return replace(read, groups=taken.get("--group-column"))
 
 
-def _folder(folder: Path, name: str, options: _Options) -> Source:
-    """What a folder holds: divided clients, train.npz and test.npz, or a folder of images for each class."""
+def _folder(folder: Path, name: str, options: _Options, seen: int | None = None) -> Source:
+    """What a folder holds: divided clients, train.npz and test.npz, questions, texts, or images of each class."""
     if any((folder / "train").glob("*.npz")):
         options.only("a folder of divided clients", "impute")
         return replace(load_federated(folder, impute=options.impute), name=name)
@@ -202,7 +205,7 @@ def _folder(folder: Path, name: str, options: _Options) -> Source:
     asking = vqa.files(folder)
     if asking:
         options.only("a folder of questions", "image_size", "group_column")
-        return vqa.read(asking, folder, name, options.image_size, options.group_column)
+        return vqa.read(asking, folder, name, options.image_size or seen, options.group_column)
     texts = text.read_folder(folder, name)
     if texts is not None:
         options.only("a folder of texts")

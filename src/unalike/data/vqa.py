@@ -8,7 +8,7 @@ none, and its question in UTF-8 filled up with zeros; y is the number of the ans
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,7 +197,7 @@ def only_used(source: Source) -> Source:
     return text.only_own_answers(replace(source, x=x, images=source.images[kept]))
 
 
-def side_of(models: Collection[str]) -> int:
+def side_of(models: Iterable[str]) -> int:
     """The side of the images that some models take, 0 where none takes any; `InputError` where they differ."""
     sides = {reader(Foundation.read(name).model).side: name for name in models}
     seeing = {side: name for side, name in sides.items() if side}

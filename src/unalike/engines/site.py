@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import local, models, tree
 from ..algorithms import build
 from ..answering import Viewed
-from ..data.federation import Federation, Scope
+from ..data.federation import WITHOUT, Federation, Scope
 from ..errors import RunError, UnalikeError
 from ..protocol import Algorithm, Batch, Job
 from ..rng import Key
@@ -47,7 +47,7 @@ class Setup:
     """Whether replies have the counts, class by class, that scores are made of: of rows that all lie on this machine
     anyway, so that scores over all clients together are exact. Of a site elsewhere nobody can ask for them."""
     scopes: Sequence[Scope] = ()
-    """Whose test rows models are scored on beside their own client's; a site elsewhere has none of them."""
+    """On which test rows models are scored beside their own client's as they are; a site elsewhere has none of them."""
 
 
 class Site:
@@ -97,8 +97,8 @@ class Site:
     def _state(self, head: Mapping[str, Any]) -> dict[str, Any]:
         return tree.to(self.state(head["client"], head["version"], head["sha256"]), self.device)
 
-    def data(self, client: int, part: str, by: int | None = None) -> Batch:
-        return {name: rows.to(self.device) for name, rows in self.federation.data(client, part, by).items()}
+    def data(self, client: int, part: str, by: int | None = None, without: str = "") -> Batch:
+        return {name: rows.to(self.device) for name, rows in self.federation.data(client, part, by, without).items()}
 
     def _update(self, request: Message) -> Message:
         head = request.head
@@ -138,16 +138,20 @@ class Site:
     def _elsewhere(
         self, client: int, tally: Callable[[Batch], Mapping[str, torch.Tensor]]
     ) -> dict[str, dict[str, float]]:
-        """The client's model on test rows of other clients, by scope: the mean over those, each counting once.
+        """The client's model on test rows of other clients, by scope: the mean over those, each counting once; and on
+        its own without a modality.
 
         No budget is asked: this is measured, the client does not do it.
         """
 
         @functools.cache
-        def on(other: int) -> dict[str, float]:
-            return self.algorithm.task.scores(tally(self.data(other, "test", by=client)))
+        def on(other: int, without: str) -> dict[str, float]:
+            return self.algorithm.task.scores(tally(self.data(other, "test", client, without)))
 
-        return {scope: mean([on(other) for other in self.federation.within(scope, client)]) for scope in self.scopes}
+        def over(scope: Scope) -> dict[str, float]:
+            return mean([on(other, WITHOUT.get(scope, "")) for other in self.federation.within(scope, client)])
+
+        return {scope: over(scope) for scope in self.scopes}
 
     def _views(self, ready: Any, test: Batch, size: int) -> dict[str, dict[str, float]]:
         """The scores on the client's test rows of each way in which the method lets its model be seen, by its name.

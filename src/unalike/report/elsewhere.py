@@ -11,7 +11,13 @@ from .units import fraction, points
 
 TITLE, SEEN = "On whose rows", "What each part does alone"
 PARTS = {"local": "its own part alone", "shared": "the shared part alone"}
-NAMES = {"others": "all other clients", "all": "all clients, its own among them", "unseen": "clients that took no part"}
+NAMES = {
+    "others": "all other clients",
+    "all": "all clients, its own among them",
+    "unseen": "clients that took no part",
+    "no-image": "its own, without images",
+    "no-text": "its own, without questions",
+}
 
 
 def single(run: Run) -> Html:

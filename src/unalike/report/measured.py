@@ -49,7 +49,7 @@ class Forgetting(_Record):
     by_round: dict[int, float] = {}
 
 
-SCOPES = ("others", "all", "unseen")
+SCOPES = ("others", "all", "unseen", "no-image", "no-text")
 """Whose test rows models may have been scored on beside their own clients'."""
 VIEWS = ("local", "shared")
 """Ways in which a method lets its model be seen, each scored on the own client's test rows."""

@@ -1,0 +1,127 @@
+"""Questions about a scene and their answers: five kinds, in phrasings of the neutral mixture and of the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+
+NEUTRAL: Mapping[str, Sequence[str]] = {
+    "colour": ("what colour is {it} ?", "{it} has which colour ?", "name the colour of {it} ."),
+    "shape": ("what shape is {it} ?", "{it} has which shape ?", "name the shape of {it} ."),
+    "count": ("how many {things} are there ?", "count the {things} .", "what is the number of {things} ?"),
+    "place": ("where is {it} ?", "in which corner is {it} ?", "name the place of {it} ."),
+    "compare": ("is {it} {relation} {other} ?", "would you say that {it} is {relation} {other} ?"),
+}
+"""Kind of question to the phrasings of the mixture that models are trained on."""
+OURS: Mapping[str, Sequence[str]] = {
+    "colour": ("which colour does {it} have ?", "tell the colour of {it} .", "{it} : colour ?"),
+    "shape": ("which shape does {it} have ?", "tell the shape of {it} .", "{it} : shape ?"),
+    "count": ("what is the count of {things} ?", "tell how many {things} you see .", "{things} : how many ?"),
+    "place": ("which corner is {it} in ?", "tell where {it} is .", "{it} : where ?"),
+    "compare": ("tell whether {it} is {relation} {other} .", "{it} : {relation} {other} ?"),
+}
+"""Kind of question to the phrasings of the clients."""
+KINDS = tuple(OURS)
+LARGER = {"larger than": 1, "smaller than": -1}
+BESIDE = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}
+"""Relation to what it compares, 0 down or 1 across, and the sign of it."""
+
+
+def answers() -> list[str]:
+    """All there are."""
+    return sorted({*COLOURS, *SHAPES, *PLACES, "yes", "no", "0", "1", "2", "3"})
+
+
+def ask(found: Scene, kind: str, phrasings: Mapping[str, Sequence[str]], rng: np.random.Generator) -> tuple[str, str]:
+    """A question of a kind about a scene, and its answer; `LookupError` where the scene has nothing to ask about."""
+    words, answer = _KINDS[kind](found, rng)
+    return _pick(phrasings[kind], rng).format(**words), answer
+
+
+def _colour(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    thing = _only(found, "shape", rng)
+    return {"it": f"the {thing.shape}"}, thing.colour
+
+
+def _shape(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    thing = _only(found, "colour", rng)
+    return {"it": f"the {thing.colour} thing"}, thing.shape
+
+
+def _count(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    """Things of a colour, of a shape, or all."""
+    which = int(rng.integers(3))
+    if which == 0:
+        return {"things": "things"}, str(len(found))
+    names = [thing.colour if which == 1 else thing.shape for thing in found]
+    every = list(COLOURS) if which == 1 else list(SHAPES)
+    name = _pick(names if rng.random() < 0.7 else every, rng)
+    return {"things": f"{name} things" if which == 1 else _plural(name)}, str(names.count(name))
+
+
+def _place(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    by = ("shape", "colour")[int(rng.integers(2))]
+    thing = _only(found, by, rng)
+    return {"it": f"the {thing.shape}" if by == "shape" else f"the {thing.colour} thing"}, PLACES[thing.place]
+
+
+def _compare(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    """Two things by size or by place, both answers alike often."""
+    shapes = [thing.shape for thing in found]
+    single = [thing for thing in found if shapes.count(thing.shape) == 1]
+    pairs = [(a, b) for a in single for b in single if a is not b]
+    asked = [(a, b, r, LARGER[r] * _by_size(a, b)) for a, b in pairs for r in LARGER]
+    asked += [(a, b, r, s * _by_place(a, b, axis)) for a, b in pairs for r, (axis, s) in BESIDE.items()]
+    wanted = 1 if rng.random() < 0.5 else -1
+    able = [row for row in asked if row[3] == wanted]
+    if not able:
+        raise LookupError
+    one, other, relation, _ = able[int(rng.integers(len(able)))]
+    words = {"it": f"the {one.shape}", "other": f"the {other.shape}", "relation": relation}
+    return words, "yes" if wanted > 0 else "no"
+
+
+def _by_size(a: Thing, b: Thing) -> int:
+    order = list(SIZES)
+    return order.index(a.size) - order.index(b.size)
+
+
+def _by_place(a: Thing, b: Thing, axis: int) -> int:
+    one, other = divmod(a.place, 2)[axis], divmod(b.place, 2)[axis]
+    return one - other
+
+
+_KINDS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[dict[str, str], str]]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "count": _count,
+    "place": _place,
+    "compare": _compare,
+}
+
+
+def _only(found: Scene, name: str, rng: np.random.Generator) -> Thing:
+    """A thing that nothing else shares this property with."""
+    values = [getattr(thing, name) for thing in found]
+    single = [thing for thing, value in zip(found, values, strict=True) if values.count(value) == 1]
+    if not single:
+        raise LookupError
+    return single[int(rng.integers(len(single)))]
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def _pick(among: Sequence[str], rng: np.random.Generator) -> str:
+    return among[int(rng.integers(len(among)))]
+
+
+def words() -> list[str]:
+    """Every word that is asked."""
+    forms = [form for listed in (NEUTRAL, OURS) for kind in listed.values() for form in kind]
+    texts = [*forms, *COLOURS, *SHAPES, *map(_plural, SHAPES), *LARGER, *BESIDE, "the thing things"]
+    return sorted({word for text in texts for word in text.split() if not word.startswith("{")})
