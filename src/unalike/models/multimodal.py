@@ -79,7 +79,7 @@ class Base:
         """
         self.model: Any = model.requires_grad_(False).eval()
         self.reader, self._body = reader, BODIES[kind]
-        self.places = Places(model)
+        self.places = Places(model.get_submodule("fusion") if kind == "unalike-two-tower" else model)
         if not self.places.adapters:
             raise InputError(f"a model of kind {kind} here has no layers with a feed-forward, where adapters go")
         self.towers: Mapping[str, int] = TOWERS[kind](model)
@@ -248,7 +248,7 @@ def _normalisation(folder: Path, model: str) -> tuple[Tensor, Tensor]:
 # How each kind of model is asked --------------------------------------------------------------------------------------
 
 
-def _with_prompt(hidden: Tensor, seen: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+def with_prompt(hidden: Tensor, seen: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
     """A sequence (B, T, d) and what of it is there (B, T), with a soft prompt (P, d) after the first token."""
     if prompt is None:
         return hidden, seen
@@ -266,7 +266,7 @@ def additive(seen: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _through(layers: Sequence[nn.Module], hidden: Tensor, mask: Tensor) -> Tensor:
+def through(layers: Sequence[nn.Module], hidden: Tensor, mask: Tensor) -> Tensor:
     for layer in layers:
         found = layer(hidden, mask)
         hidden = found[0] if isinstance(found, tuple) else found
@@ -288,14 +288,14 @@ def _vilt(model: Any, asked: Asked) -> Tensor:
     image = torch.cat([embed.cls_token.expand(len(patches), -1, -1), patches], 1) + embed.position_embeddings
     image = embed.dropout(image) + kinds[1]
     seen = torch.cat([asked.read, asked.pictured[:, None].expand(-1, image.shape[1])], 1)
-    hidden, seen = _with_prompt(torch.cat([text, image], 1), seen, asked.prompts.get("fused"))
-    hidden = _through(model.encoder.layer, hidden, additive(seen, hidden.dtype))
+    hidden, seen = with_prompt(torch.cat([text, image], 1), seen, asked.prompts.get("fused"))
+    hidden = through(model.encoder.layer, hidden, additive(seen, hidden.dtype))
     return _pooled(model, model.layernorm(hidden))
 
 
 def _bert(model: Any, asked: Asked) -> Tensor:
-    hidden, seen = _with_prompt(model.embeddings(input_ids=asked.x), asked.read, asked.prompts.get("text"))
-    return _pooled(model, _through(model.encoder.layer, hidden, additive(seen, hidden.dtype)))
+    hidden, seen = with_prompt(model.embeddings(input_ids=asked.x), asked.read, asked.prompts.get("text"))
+    return _pooled(model, through(model.encoder.layer, hidden, additive(seen, hidden.dtype)))
 
 
 def _own_token(pictured: Tensor, tokens: int) -> Tensor:
@@ -306,19 +306,19 @@ def _own_token(pictured: Tensor, tokens: int) -> Tensor:
 def _vit(model: Any, asked: Asked) -> Tensor:
     hidden = model.embeddings(asked.pixels)
     seen = _own_token(asked.pictured, hidden.shape[1])
-    hidden, seen = _with_prompt(hidden, seen, asked.prompts.get("image"))
-    return _pooled(model, model.layernorm(_through(model.layers, hidden, additive(seen, hidden.dtype))))
+    hidden, seen = with_prompt(hidden, seen, asked.prompts.get("image"))
+    return _pooled(model, model.layernorm(through(model.layers, hidden, additive(seen, hidden.dtype))))
 
 
 def _clip(model: Any, asked: Asked) -> Tensor:
     text, vision = model.text_model, model.vision_model
-    hidden, seen = _with_prompt(text.embeddings(input_ids=asked.x), asked.read, asked.prompts.get("text"))
-    hidden = _through(text.encoder.layers, hidden, additive(seen, hidden.dtype, causal=True))
+    hidden, seen = with_prompt(text.embeddings(input_ids=asked.x), asked.read, asked.prompts.get("text"))
+    hidden = through(text.encoder.layers, hidden, additive(seen, hidden.dtype, causal=True))
     last = text.final_layer_norm(hidden)[torch.arange(len(seen), device=seen.device), seen.sum(1) - 1]
     hidden = vision.pre_layrnorm(vision.embeddings(asked.pixels))
     seen = _own_token(asked.pictured, hidden.shape[1])
-    hidden, seen = _with_prompt(hidden, seen, asked.prompts.get("image"))
-    first = vision.post_layernorm(_through(vision.encoder.layers, hidden, additive(seen, hidden.dtype))[:, 0])
+    hidden, seen = with_prompt(hidden, seen, asked.prompts.get("image"))
+    first = vision.post_layernorm(through(vision.encoder.layers, hidden, additive(seen, hidden.dtype))[:, 0])
     return torch.cat([last * asked.told[:, None], first * asked.pictured[:, None]], 1)
 
 
