@@ -147,5 +147,7 @@ def load(folder: Path, dtype: torch.dtype) -> TwoTower:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{folder / WEIGHTS} does not hold the weights of {folder / 'config.json'}: {reason}") from None
+        raise InputError(
+            f"{folder / WEIGHTS} does not hold the weights of {folder / 'config.json'}: {reason}"
+        ) from None
     return model.to(dtype).eval()
