@@ -266,14 +266,20 @@ def _answers(model: PersonalModel, data: Path, device: str) -> list[dict[str, An
 def explain(
     folder: Folder,
     client: Client,
-    instruction: Annotated[str, typer.Option("--input", "-i", help="the instruction, as text")],
+    instruction: Annotated[Optional[str], typer.Option("--input", "-i", help="instruction, of a run on texts")] = None,  # noqa: UP045
+    rows: Annotated[int, typer.Option("--rows", help="so many test rows, of a run on images", min=1)] = 8,
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="page to write, of a run on images")] = None,  # noqa: UP045
     last: Annotated[bool, typer.Option("--last", help="of the last round, not the one best on validation")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say how a client's two adapters are blended for an input, why, and what each of them answers."""
+    """Say what a client's model answers: to an instruction, and how its adapters are blended; or to its test rows."""
+    from .examples import Examples, examples
     from .explain import explain
+    from .files import write_atomically
 
-    found = explain(folder, client, instruction, last)
+    found = examples(folder, client, rows, last) if instruction is None else explain(folder, client, instruction, last)
+    if out and isinstance(found, Examples):
+        write_atomically(out, found.html().encode())
     print(json.dumps(found.describe()) if as_json else "\n".join(found.lines()))
 
 
