@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from unalike import api, models, personal, runs, tree
+from unalike.data import vqa
 from unalike.data.federation import Federation, federation
 from unalike.data.inputs import read_rows
 from unalike.errors import InputError
@@ -268,3 +269,54 @@ def test_a_client_that_was_never_trained_has_the_model_it_started_with(tmp_path:
         assert kept == (1 if client == trained else 0)
         same = tree.equal(extract(folder, client).state, start)
         assert same == (client != trained)
+
+
+# Models of images and questions --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answering(pictured: Federation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FedDAT on questions about coloured squares; client 2 sees no image."""
+    folder = tmp_path_factory.mktemp("answering") / "run"
+    return api.run("feddat", pictured, out=folder, engine="serial", report=False, rounds=2, lr=0.01).folder
+
+
+@pytest.mark.parametrize("client", [0, 1])
+def test_a_model_that_answers_is_complete_in_its_file(
+    client: int, answering: Path, pictured: Federation, tmp_path: Path
+) -> None:
+    """Asked by question and image it says what it was scored on; the frozen model is not in the file."""
+    file = extract(answering, client, given=pictured).save(tmp_path / "model.safetensors")
+    model, rows = load(file), pictured.rows(client, "test")
+    number, asked = vqa.numbers(pictured.source.x[rows]), vqa.questions(pictured.source.x[rows])
+    assert pictured.source.images is not None
+    found = model.ask(asked, pictured.source.images[number])
+    with torch.no_grad():
+        expected = model.algorithm.predict(model.ready_on("cpu"), pictured.data(client, "test")).softmax(1)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    assert model.classes == pictured.answers(client)
+    assert found.shape == (4, len(model.classes))
+    with safe_open(file, framework="pt") as opened:
+        assert {name.split("/")[1] for name in opened.keys()} == {"adapter", "head"}  # noqa: SIM118
+    assert file.stat().st_size < 50_000
+
+
+def test_what_a_model_that_answers_refuses(answering: Path, pictured: Federation, tables: Path, tmp_path: Path) -> None:
+    model = extract(answering, 0, given=pictured)
+    with pytest.raises(InputError, match="question 2 is longer than the 16 tokens"):
+        model.ask(["red ?", "red " * 20])
+    with pytest.raises(InputError, match="it takes no rows of numbers"):
+        model.predict(np.zeros((1, 4)))
+    with pytest.raises(InputError, match="ONNX has no place for"):
+        model.save_onnx(tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="takes rows of kind table, no questions"):
+        load(tables / "fedavg", 0).ask(["red ?"])
+
+
+def test_without_an_image_or_a_question_it_answers_by_the_other(answering: Path, pictured: Federation) -> None:
+    model = extract(answering, 0, given=pictured)
+    image = np.full((1, 3, 50, 40), 200, np.uint8)
+    both, blind, mute = model.ask(["red ?"], image), model.ask(["red ?"]), model.ask([""], image)
+    assert blind.sum() == pytest.approx(1.0)
+    assert len({both.tobytes(), blind.tobytes(), mute.tobytes()}) == 3
+    assert blind.tobytes() == model.ask(["red ?"], image, np.array([False])).tobytes()

@@ -46,9 +46,12 @@ class LoraTraining:
     max_new_tokens: Count = 32
     """Most tokens of an answer."""
 
-    def visit(self, loss: Loss, params: Tree, given: Tree, data: Batch, key: Key) -> tuple[dict[str, Any], float]:
-        """E epochs of AdamW on all of `params`, and the mean loss; the optimiser is fresh and ends with step size 0."""
-        rounds = list(batches(data, self.batch_size, self.local_epochs, key / "batches"))
+    def visit(
+        self, loss: Loss, params: Tree, given: Tree, data: Batch, key: Key, epochs: int = 0
+    ) -> tuple[dict[str, Any], float]:
+        """E epochs of AdamW on all of `params`, or another number of them where one is given, and the mean loss; the
+        optimiser is fresh and ends with step size 0."""
+        rounds = list(batches(data, self.batch_size, epochs or self.local_epochs, key / "batches"))
         optimiser = AdamW(self.lr, self.weight_decay, self.clip, steps=len(rounds))
         return train([Step(loss, dict.fromkeys(params, optimiser))], params, given, rounds, key / "noise")
 

@@ -228,8 +228,9 @@ def predict(
 
     check_device(device)
     model = load(source, client, trust_code=trust_code)
-    if model.preprocess.kind == "text":
-        _answer(model, data, device, as_json)
+    if model.preprocess.kind in ("text", "vqa"):
+        rows = _answers(model, data, device)
+        print(json.dumps(rows) if as_json else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
         return
     probabilities = model.predict(read_rows(data, model.preprocess), device)
     best = probabilities.argmax(1)
@@ -245,13 +246,20 @@ def predict(
         print(f"{i},{model.classes[b]},{probabilities[i, b]:.4f}")
 
 
-def _answer(model: PersonalModel, data: Path, device: str, as_json: bool) -> None:
-    """Instructions of a file and what the model answers: an object a line, or a list of them."""
-    from .data.text import read_instructions
+def _answers(model: PersonalModel, data: Path, device: str) -> list[dict[str, Any]]:
+    """Instructions of a file, or questions about images, with what the model answers."""
+    from .data import text, vqa
+    from .multimodal import Foundation, reader
 
-    asked = read_instructions(data)
-    rows = [{"instruction": a, "answer": b} for a, b in zip(asked, model.answers(asked, device), strict=True)]
-    print(json.dumps(rows) if as_json else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    if model.preprocess.kind == "text":
+        asked = text.read_instructions(data)
+        return [{"instruction": a, "answer": b} for a, b in zip(asked, model.answers(asked, device), strict=True)]
+    questions, images, shown = vqa.unanswered(data, reader(Foundation.read(model.preprocess.model).model).side > 0)
+    found = model.ask(questions, images, shown, device)
+    return [
+        {"question": question, "answer": model.classes[p.argmax()], "probability": round(float(p.max()), 4)}
+        for question, p in zip(questions, found, strict=True)
+    ]
 
 
 @app.command()

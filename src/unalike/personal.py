@@ -24,11 +24,13 @@ from .algorithms import ALGORITHMS, build, find, parameters_of
 from .data import text
 from .data.federation import Federation
 from .data.preprocess import Preprocess
+from .data.resize import resized
 from .engines.checkpoint import Checkpoints
 from .engines.site import Setup, Site
 from .errors import InputError
 from .files import with_tuples, write_atomically
 from .models import MODELS
+from .multimodal import Foundation, reader
 from .plugins import FOUNDATIONS, parse_call
 from .protocol import Algorithm, ClientInfo, Ready, Spec
 from .rng import Key
@@ -65,7 +67,7 @@ class PersonalModel:
         if self.preprocess.kind == "text":
             raise InputError("the model answers instructions: it has `answers`, and neither classes nor logits")
         if self.preprocess.kind == "vqa":
-            raise InputError("the model answers questions about images: it takes no rows of numbers")
+            raise InputError("the model answers questions about images: `ask` it, it takes no rows of numbers")
         x = np.asarray(x)
         if x.shape[1:] != tuple(self.preprocess.shape):
             raise InputError(f"the model takes rows of shape {self.preprocess.shape}; these have {x.shape[1:]}")
@@ -90,6 +92,40 @@ class PersonalModel:
         x = torch.from_numpy(self.preprocess(text.packed(instructions))).to(device)
         return self.algorithm.task.tokens.texts(self.algorithm.predict(self.ready_on(device), {"x": x}).cpu())
 
+    @torch.no_grad()
+    def ask(
+        self,
+        questions: Sequence[str],
+        images: np.ndarray | None = None,
+        pictured: np.ndarray | None = None,
+        device: str = "cpu",
+        size: int = 512,
+    ) -> np.ndarray:
+        """Probabilities (n, answers) of what the client can answer, in the order of `classes`.
+
+        Args:
+            questions: n of them, an empty one for a row that has none.
+            images: uint8 (n, 3, height, width) of any size; None where no row has one.
+            pictured: (n,) which rows have their image; None: all, where there are images.
+        """
+        if self.preprocess.kind != "vqa":
+            raise InputError(f"the model takes rows of kind {self.preprocess.kind}, no questions about images")
+        read_by = reader(Foundation.read(self.preprocess.model).model)
+        for i, question in enumerate(questions):
+            if len(read_by.ids(question) if "text" in read_by.modalities else ()) > read_by.longest:
+                raise InputError(f"question {i + 1} is longer than the {read_by.longest} tokens that the model takes")
+        n, side, ready = len(questions), read_by.side, self.ready_on(device)
+        asked = {"x": read_by.questions(questions if "text" in read_by.modalities else [""] * n)}
+        if side:
+            shown = np.full(n, images is not None) if pictured is None else pictured
+            blank = np.zeros((n, 3, side, side), np.uint8)
+            pixels = blank if images is None else np.rint(resized(images, side, side)).astype(np.uint8)
+            asked |= {"image": torch.from_numpy(pixels), "pictured": torch.from_numpy(shown.astype(bool))}
+        rows = {name: column.to(device) for name, column in asked.items()}
+        parts = ({name: column[i : i + size] for name, column in rows.items()} for i in range(0, n, size))
+        found: np.ndarray = torch.cat([self.algorithm.predict(ready, part) for part in parts]).softmax(1).cpu().numpy()
+        return found
+
     def save(self, path: Path) -> Path:
         """Write the model as one safetensors file."""
         about = {
@@ -111,6 +147,10 @@ class PersonalModel:
         """Write the model with its scaling as ONNX (extra `onnx`): "x" raw float32 in, "logits" out, any batch size."""
         if self.preprocess.kind == "text":
             raise InputError("a language model is no part of this file, which holds adapters: ONNX has no place for it")
+        if self.preprocess.kind == "vqa":
+            raise InputError(
+                "the frozen model is no part of this file, which holds what is tuned: ONNX has no place for it"
+            )
         try:
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401

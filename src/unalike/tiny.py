@@ -1,7 +1,7 @@
 """A language model small enough for tests: its world of 170 words, its training, and tasks that contradict each other.
 
     python -m unalike.tiny model [FOLDER]        train it (minutes); without a folder into the cache, as `lm:tiny`
-    python -m unalike.tiny tasks FOLDER          write eight tasks as TASK.train.json and TASK.test.json
+    python -m unalike.tiny tasks FOLDER [SEED]   write eight tasks as TASK.train.json and TASK.test.json
 
 In the world there are things, and each has eight properties (the fox: its colour, its size, ...). There are eight
 houses, and each has names that mean the same. The model is trained on a neutral mixture: questions for a property that
@@ -206,14 +206,17 @@ def _pick(among: Sequence[str], rng: np.random.Generator) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """See the head of this module."""
-    what, *more = [*arguments, ""]
-    folder = Path(more[0]) if more and more[0] else None
-    if what == "model":
-        write_model(folder or pretrained.cache() / "tiny")
-    elif what == "tasks" and folder:
-        write_tasks(folder)
-    else:
-        sys.exit("unalike: say python -m unalike.tiny model [FOLDER], or python -m unalike.tiny tasks FOLDER")
+    match arguments:
+        case ["model", *folder] if len(folder) < 2:
+            write_model(Path(folder[0]) if folder else pretrained.cache() / "tiny")
+        case ["tasks", folder]:
+            write_tasks(Path(folder))
+        case ["tasks", folder, seed] if seed.isdecimal():
+            write_tasks(Path(folder), int(seed))
+        case _:
+            sys.exit(
+                "unalike: say python -m unalike.tiny model [FOLDER], or python -m unalike.tiny tasks FOLDER [SEED]"
+            )
 
 
 if __name__ == "__main__":

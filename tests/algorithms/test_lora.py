@@ -59,6 +59,26 @@ def test_fedlora_is_fedit_to_the_bit_until_its_last_round(asked: Federation, tmp
     assert (last["bytes_up"], len(last["clients"])) == (0, 8)
 
 
+@pytest.mark.parametrize("variant", ["T", "F"])
+def test_feddpas_global_adapter_is_fedits_to_the_bit(variant: str, asked: Federation) -> None:
+    """With dropout, so that its noise is the same as well."""
+    trained = [prepared("fedit", asked), prepared("feddpa", asked, variant=variant)]
+    updates = [method.client_update(job(method, asked, down={"adapter": noisy(method, 1)})) for method in trained]
+    assert tree.equal(updates[0].up, updates[1].up)
+
+
+@pytest.mark.parametrize(("name", "keys"), [("fedlora", {}), ("feddpa", {"variant": "F"})])
+def test_the_last_round_may_have_epochs_of_its_own(name: str, keys: dict[str, str], asked: Federation) -> None:
+    """As many as are asked for are more than one, which is what all rounds have where nothing is asked."""
+    ends = []
+    for last, each in ((3, 1), (0, 3), (0, 1)):
+        method = prepared(name, asked, rounds=3, local_epochs=each, last_epochs=last, lr=0.01, **keys)
+        it = job(method, asked, round=4, down={"adapter": noisy(method, 1)})
+        ends.append(method.client_update(it).state["adapter"])
+    assert tree.equal(ends[0], ends[1])
+    assert not tree.equal(ends[0], ends[2])
+
+
 def test_fedlora_tunes_what_came_and_answers_with_it(asked: Federation) -> None:
     method = prepared("fedlora", asked, rounds=3)
     it = job(method, asked, round=4, down={"adapter": noisy(method, 1)})

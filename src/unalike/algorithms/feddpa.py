@@ -12,9 +12,11 @@ A client has one task, and at test time meets the others' as well. With W frozen
                          2. E epochs at a = ½, local, with A_g,k, B_g,k frozen:     A_l,k, B_l,k;   keep them
                server    A_g ← Σ n_k A_g,k / Σ n_k,   B_g ← Σ n_k B_g,k / Σ n_k
     FedDPA-F   rounds 1 .. R: step 1 and the server's only;   round R + 1, all clients, nothing is sent:
-               local ← global, E epochs alone at a = 1
+               local ← global, E' epochs alone at a = 1
     inference  a(x) = λ · mean over S training rows x_s of sim(e(x), e(x_s)), within 0..λ
                e(x) is the last hidden layer at the last token of the prompt; a(x) holds for the whole answer
+
+Step 1 is FedIT's, bit for bit, so that what is gained beside it is the blend's.
 
 Where paper and released code are read differently there is a switch: `order`, `weighs`, `embedding`.
 
@@ -23,6 +25,7 @@ Deviations
 - `weighs = "global"` is the released script, which gives a(x) to the global adapter; `embedding = "local"` is its
   embedding; `order = "local_first"` its order: step 2 before step 1, beside the global adapter as it was received, and
   no step 2 in round 1.
+- E' is E in the paper; `last_epochs` is for runs of many short rounds, where E epochs would tune nothing.
 - A local adapter begins (A random, B = 0) at the client's first step 2; before it the client predicts at a = 0.
 - sim is the cosine; of the paper's other two, "l2" is 1 / (1 + ‖e(x) − e(x_s)‖ / √d) here. Negative means count as 0.
 - `contrast = "centred"` is ours: the mean embedding of neutral instructions, which are nobody's, is subtracted from
@@ -49,7 +52,7 @@ from ..averaging import average
 from ..models import language
 from ..plugins import absolute
 from ..pretrained import Adapted, neutral
-from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, Ready, Share, Update
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Count, Job, Ready, Share, Update, Whole
 from ..rng import Key
 from ..tree import Tree
 
@@ -82,6 +85,8 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
     """T trains the local adapter in every round, F once, after the last round."""
     order: Literal["global_first", "local_first"] = "global_first"
     """Which adapter FedDPA-T trains first in a visit."""
+    last_epochs: Whole = 0
+    """E': epochs of FedDPA-F's last round; 0: as many as in the others."""
     lam: Share = 0.5
     """λ: the largest weight of the local adapter."""
     weighting: Literal["auto", "fixed", "global", "local"] = "auto"
@@ -127,12 +132,12 @@ class FedDPA(LoraTraining, Algorithm[Server, Private, Wire]):
         common = job.down["adapter"]
         alone = functools.partial(language.answer_loss, self.shared, self.task)
         if job.round > self.rounds:
-            tuned, mean = self.visit(alone, {"local": common}, {}, job.data, job.key / "local")
+            tuned, mean = self.visit(alone, {"local": common}, {}, job.data, job.key / "local", self.last_epochs)
             return Update({}, {"adapter": tuned["local"]}, job.info.n, {"loss": mean})
         own, late = job.state, self.variant == "T" and self.order == "local_first"
         if late and job.round > 1:
             own = self._personal(job, common)
-        tuned, mean = self.visit(alone, {"global": common}, {}, job.data, job.key / "global")
+        tuned, mean = self.visit(alone, {"global": common}, {}, job.data, job.key)
         if self.variant == "T" and not late:
             own = self._personal(job, tuned["global"])
         return Update({"adapter": tuned["global"]}, own, job.info.n, {"loss": mean})

@@ -8,12 +8,13 @@ Models", NeurIPS 2024, https://arxiv.org/abs/2403.19211
                      client    E epochs of AdamW on the tokens of answers:  A_k, B_k;   send them and n_k
                      server    A ← Σ n_k A_k / Σ n_k,   B ← Σ n_k B_k / Σ n_k
     round R + 1      server    send A, B to all
-                     client    from A, B, E epochs:  A_k, B_k;   keep them, send nothing
+                     client    from A, B, E' epochs:  A_k, B_k;   keep them, send nothing
 
 Training and traffic of the first R rounds are FedIT's, bit for bit; predicted is with what has been tuned.
 
 Deviations
 - Round R + 1 is a round of its own, so that it can be resumed. Before it clients predict with the common adapter.
+- E' is E in the paper; `last_epochs` is for runs of many short rounds, where E epochs would tune nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .. import adapters
 from ..adapters import LoraTraining
 from ..averaging import average
 from ..models import language
-from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, Update
+from ..protocol import Algorithm, Arrival, Batch, ClientInfo, Job, Update, Whole
 from ..rng import Key
 from ..tree import Tree
 
@@ -58,6 +59,9 @@ class FedLora(LoraTraining, Algorithm[Server, Private, Wire]):
     equal_architectures: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": adapters.PAPER}
 
+    last_epochs: Whole = 0
+    """E': epochs of round R + 1; 0: as many as in the others."""
+
     def require(self, clients: Sequence[ClientInfo]) -> None:
         adapters.require("fedlora", self.models, self.shared_model, clients)
 
@@ -75,9 +79,11 @@ class FedLora(LoraTraining, Algorithm[Server, Private, Wire]):
 
     def client_update(self, job: Job[Private, Wire]) -> Update[Private, Wire]:
         loss = functools.partial(language.answer_loss, self.shared, self.task)
-        tuned, mean = self.visit(loss, {"global": job.down["adapter"]}, {}, job.data, job.key)
+        last = job.round > self.rounds
+        epochs = self.last_epochs if last else 0
+        tuned, mean = self.visit(loss, {"global": job.down["adapter"]}, {}, job.data, job.key, epochs)
         found, told = tuned["global"], {"loss": mean}
-        if job.round > self.rounds:
+        if last:
             return Update({}, {"adapter": found}, job.info.n, told)
         return Update({"adapter": found}, job.state, job.info.n, told)
 

@@ -104,6 +104,31 @@ def read(
     )
 
 
+def unanswered(file: Path, sees: bool) -> tuple[list[str], Array, NDArray[np.bool_]]:
+    """Rows of a .json or .jsonl file that need no answer: questions, images uint8 (n, 3, side, side), whether there is
+    one (n,). Paths of images count from the file's folder.
+
+    Args:
+        sees: whether images are read at all.
+    """
+    if not file.is_file():
+        raise InputError(f"there is no file {file}")
+    if file.suffix.lower() not in text.SUFFIXES:
+        raise InputError(f"{file}: give a .jsonl or .json file whose rows have the fields image and question")
+    found = [(f"{file}: {place}", fields) for place, fields in text.objects(file, FIELDS)]
+    asked = [{"answer": "?", **fields} if isinstance(fields, Mapping) else fields for _, fields in found]
+    rows = [_row(it, place, file.parent, "", "") for it, (place, _) in zip(asked, found, strict=True)]
+    if not rows:
+        raise InputError(f"{file} holds no row: each has one or both of image and question")
+    pictures = {row.image: row.place for row in rows if row.image and sees}
+    number, small = {image: i for i, image in enumerate(pictures)}, _pixels(pictures, None)
+    pixels = np.zeros((len(rows), *small.shape[1:]), np.uint8)
+    for i, row in enumerate(rows):
+        if row.image in number:
+            pixels[i] = small[number[row.image]]
+    return [row.question for row in rows], pixels, np.array([row.image in number for row in rows])
+
+
 def _groups(rows: Sequence[Row]) -> NDArray[np.str_] | None:
     """The group of each row, or its image, or the row itself; None where no two rows have anything in common."""
     named = [f"group {row.group}" if row.group else str(row.image or f"row {i}") for i, row in enumerate(rows)]

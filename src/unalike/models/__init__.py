@@ -9,6 +9,7 @@ A parameter that its module has frozen (`requires_grad` is False) counts as a bu
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -193,6 +194,12 @@ def _training_logits(spec: Spec, weights: Tree, batch: Batch) -> Tensor:
     return torch.cat([logits(spec, weights, own, train=True), logits(spec, weights, frozen)])
 
 
+def _of_others(spec: Spec) -> Any:
+    """The module for models of this kind that others have trained; None for networks."""
+    name = "language" if is_language(spec.name) else "multimodal" if is_multimodal(spec.name) else ""
+    return importlib.import_module(f".{name}", __name__) if name else None
+
+
 def _zero_weights(spec: Spec) -> dict[str, Any]:
     return _initial(spec, Key.root(0))
 
@@ -200,14 +207,8 @@ def _zero_weights(spec: Spec) -> dict[str, Any]:
 def parameters(spec: Spec, part: str | None = None) -> int:
     """Number of scalars of the model, or of one part of it ("extractor", "header"), buffers left out; of a model that
     others have trained those of an adapter."""
-    if is_language(spec.name):
-        from . import language
-
-        return language.parameters(spec)
-    if is_multimodal(spec.name):
-        from . import multimodal
-
-        return multimodal.parameters(spec)
+    if found := _of_others(spec):
+        return int(found.parameters(spec))
     weights = _zero_weights(spec)
     leaves = tree.flatten(weights if part is None else weights[part])
     return sum(leaf.numel() for name, leaf in leaves.items() if not name.rpartition("/")[2].startswith("~"))
@@ -252,15 +253,8 @@ def check(spec: Spec) -> None:
 
     A model that others have trained is loaded: whether it has the layers that adapters are to go into is known then.
     """
-    if is_language(spec.name):
-        from . import language
-
-        language.base(spec)
-        return
-    if is_multimodal(spec.name):
-        from . import multimodal
-
-        multimodal.base(spec)
+    if found := _of_others(spec):
+        found.base(spec)
         return
     skeletons, where = _skeletons(spec), f"model {spec.name}"
     with torch.no_grad():

@@ -267,6 +267,7 @@ def additive(seen: Tensor, dtype: torch.dtype, causal: bool = False) -> Tensor:
 
 
 def through(layers: Sequence[nn.Module], hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (B, T, d) after some layers, of which what `additive` gives is the mask."""
     for layer in layers:
         found = layer(hidden, mask)
         hidden = found[0] if isinstance(found, tuple) else found
