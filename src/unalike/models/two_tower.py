@@ -56,18 +56,23 @@ class TwoTower(nn.Module):
         return self
 
     @torch.no_grad()
-    def towers(self, x: Tensor, read: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the towers make of questions (B, T) and images (B, 3, side, side): (B, T, dt) and (B, P, dv)."""
+    def read(self, x: Tensor, read: Tensor) -> Tensor:
+        """(B, T, dt): what the reader makes of token ids (B, T) where `read` (B, T)."""
         hidden = self.text.embeddings(input_ids=x)
-        told = through(self.text.encoder.layer, hidden, additive(read, hidden.dtype))
-        return told, self.vision(pixels).flatten(2).transpose(1, 2)
+        return through(self.text.encoder.layer, hidden, additive(read, hidden.dtype))
+
+    @torch.no_grad()
+    def seen(self, pixels: Tensor) -> Tensor:
+        """(B, P, dv): what the other tower makes of images (B, 3, side, side), place by place."""
+        found: Tensor = self.vision(pixels).flatten(2).transpose(1, 2)
+        return found
 
     def forward(
         self, x: Tensor, read: Tensor, pixels: Tensor, pictured: Tensor, prompt: Tensor | None = None
     ) -> Tensor:
         """Features (B, d) of token ids (B, T) where `read` (B, T), and of images (B, 3, side, side), scaled as
         preprocessor_config.json says, where `pictured` (B,); a soft prompt (P, d) stands after the first token."""
-        found: Tensor = self.fusion(*self.towers(x, read, pixels), read, pictured, prompt)
+        found: Tensor = self.fusion(self.read(x, read), self.seen(pixels), read, pictured, prompt)
         return found
 
 

@@ -19,17 +19,17 @@ from . import questions, world
 
 SIDE = 32
 SIZE: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "intermediate_size": 256,
+    "intermediate_size": 192,
     "image_size": SIDE,
     "patch_size": 8,
     "max_position_embeddings": 40,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-STEPS, BATCH, LR = 6000, 128, 1e-3
+STEPS, BATCH, LR = 6000, 64, 1.5e-3
 WARM = 200
 """Steps in which the step size rises."""
 POOL = 20_000
@@ -38,7 +38,8 @@ WITHOUT = 0.05
 """Share of rows without their image, and of rows without their question, so that a model knows what that is."""
 POSITION = 0.5
 """Standard deviation of what says where a patch lies, at the start: with ViLT's zeros no place is learnt here."""
-CORNER = [len(world.SHAPES) + 1, len(world.COLOURS) + 1, len(world.SIZES) + 1]
+NAMES = ([*world.SHAPES, *world.MORE_SHAPES], [*world.COLOURS, *world.MORE_COLOURS], [*world.SIZES])
+CORNER = [1 + len(names) for names in NAMES]
 """What there can be in a corner of an image: a shape, a colour and a size, or none."""
 SPECIAL = ("<pad>", "<start>", "<unk>")
 
@@ -74,7 +75,7 @@ def corners(found: world.Scene) -> list[list[int]]:
     """Of each of `world.PLACES` the numbers of its shape, colour and size, counted from 1; 0 for none."""
     told = [[0, 0, 0] for _ in world.PLACES]
     for thing in found:
-        listed = ((world.SHAPES, thing.shape), (tuple(world.COLOURS), thing.colour), (tuple(world.SIZES), thing.size))
+        listed = zip(NAMES, (thing.shape, thing.colour, thing.size), strict=True)
         told[thing.place] = [1 + names.index(name) for names, name in listed]
     return told
 
@@ -95,19 +96,18 @@ class Answerer(nn.Module):
 
     def forward(self, batch: tree.Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, answers), and (B, 4, sum of `CORNER`)."""
-        asked = self.asked(batch)
-        answered = self.head(BODIES[self.kind](self.model, asked))
-        side = round((self._tokens.shape[1] - asked.x.shape[1]) ** 0.5)
-        grid = self._tokens[:, -side * side :].transpose(1, 2).reshape(len(asked.x), -1, side, side)
+        answered = self.head(self.pooled(batch))
+        side = round((self._tokens.shape[1] - batch["x"].shape[1]) ** 0.5)
+        grid = self._tokens[:, -side * side :].transpose(1, 2).reshape(len(answered), -1, side, side)
         return answered, self.corners(nn.functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2))
 
-    @staticmethod
-    def asked(batch: tree.Batch) -> Asked:
-        """A batch as bodies take it; of a row without a question the first token stays."""
+    def pooled(self, batch: tree.Batch) -> Tensor:
+        """Features (B, width); of a row without a question the first token stays."""
         x, told = batch["x"], batch["told"]
         read = (x != 0) & told[:, None]
         read[:, 0] = True
-        return Asked(x * read, read, told, batch["image"].float() / 127.5 - 1, batch["pictured"], {})
+        pixels = batch["image"].float() / 127.5 - 1
+        return BODIES[self.kind](self.model, Asked(x * read, read, told, pixels, batch["pictured"], {}))
 
 
 def batches(

