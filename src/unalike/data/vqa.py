@@ -84,7 +84,10 @@ def read(
     rows = [row for file in found for row in _rows(file, folder)]
     if not rows:
         raise InputError(f"{name} holds no row: each has the fields {FIELDS}")
-    pictures = {row.image: row.place for row in reversed(rows) if row.image}
+    pictures: dict[Path, str] = {}
+    for row in rows:
+        if row.image:
+            pictures.setdefault(row.image, row.place)
     images = _pixels(pictures, side)
     place = {image: i for i, image in enumerate(pictures)}
     classes, y = np.unique(np.array([row.answer for row in rows], dtype=np.str_), return_inverse=True)

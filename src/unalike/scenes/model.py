@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,26 +79,40 @@ def corners(found: world.Scene) -> list[list[int]]:
     return told
 
 
-class Answerer(nn.Module):
-    """A model of kind `kind` with two heads, for as long as it is trained: one onto all answers, and one that says of
-    each corner of the image which shape is there, in which colour and size, from the last layer's tokens of it."""
+def named(question: str, found: world.Scene) -> list[list[float] | None]:
+    """Of each word for a colour or a shape: in which of `world.PLACES` there is one, as 1 and 0. None for others."""
+    where: dict[str, list[float]] = {name: [0.0] * len(world.PLACES) for name in questions.names()}
+    for thing in found:
+        for name in (thing.colour, thing.shape, questions.plural(thing.shape)):
+            where[name][thing.place] = 1.0
+    return [where.get(word) for word in question.split()]
 
-    def __init__(self, kind: str, model: nn.Module, last: nn.Module, width: int, answers: int) -> None:
+
+class Answerer(nn.Module):
+    """A model of kind `kind` with three heads, for as long as it is trained.
+
+    One answers. The others ask tokens of a layer below the last: those of a corner of the image, which shape is there,
+    in which colour and size; those of words, in which corners there is what they name.
+    """
+
+    def __init__(self, kind: str, model: nn.Module, layer: nn.Module, width: int, answers: int) -> None:
         super().__init__()
         self.kind, self.model = kind, model
         self.head, self.corners = nn.Linear(width, answers), nn.Linear(width, sum(CORNER))
+        self.named = nn.Linear(width, len(world.PLACES))
         self._tokens = torch.empty(0)
-        last.register_forward_hook(self._keep)
+        layer.register_forward_hook(self._keep)
 
     def _keep(self, layer: nn.Module, given: Any, found: Any) -> None:
         self._tokens = found[0] if isinstance(found, tuple) else found
 
-    def forward(self, batch: tree.Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, answers), and (B, 4, sum of `CORNER`)."""
-        answered = self.head(self.pooled(batch))
-        side = round((self._tokens.shape[1] - batch["x"].shape[1]) ** 0.5)
+    def forward(self, batch: tree.Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, answers), of corners (B, 4, sum of `CORNER`), of words (B, T, 4)."""
+        answered, asked = self.head(self.pooled(batch)), batch["x"].shape[1]
+        side = round((self._tokens.shape[1] - asked) ** 0.5)
         grid = self._tokens[:, -side * side :].transpose(1, 2).reshape(len(answered), -1, side, side)
-        return answered, self.corners(nn.functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2))
+        corners = self.corners(nn.functional.adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2))
+        return answered, corners, self.named(self._tokens[:, :asked])
 
     def pooled(self, batch: tree.Batch) -> Tensor:
         """Features (B, width); of a row without a question the first token stays."""
@@ -111,20 +124,35 @@ class Answerer(nn.Module):
 
 
 def batches(
-    mixture: Mixture, read: Any, steps: int, rng: np.random.Generator, size: int = BATCH
+    mixture: Mixture, tokens: Any, steps: int, rng: np.random.Generator, size: int = BATCH
 ) -> Iterator[tree.Batch]:
-    """Batches as `Answerer` takes them."""
+    """Batches as `Answerer` takes them; `tokens` is a tokeniser of transformers."""
     for _ in range(steps):
         number, asked, y = mixture.rows(size, rng)
-        missing = rng.random(size)
         yield {
-            "x": read(asked),
             "image": torch.from_numpy(mixture.images[number].transpose(0, 3, 1, 2).copy()),
-            "corners": mixture.corners[number],
+            **labels(mixture, tokens, number, asked, rng),
             "y": y,
-            "pictured": torch.from_numpy(missing > WITHOUT),
-            "told": torch.from_numpy(missing < 1 - WITHOUT),
         }
+
+
+def labels(
+    mixture: Mixture, tokens: Any, number: Sequence[int], asked: Sequence[str], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Of questions about scenes, some of which are to be shown without image or question: "x" (B, T), "told" (B,) and
+    "pictured" (B,) bool, "corners" (B, 4, 3); "named" (B, T, 4) of those tokens that "names" (B, T) marks."""
+    encoded = tokens(list(asked), padding=True, return_tensors="pt")
+    x, missing = encoded["input_ids"], torch.from_numpy(rng.random(len(asked)))
+    told, pictured = missing < 1 - WITHOUT, missing > WITHOUT
+    where, names = torch.zeros(*x.shape, len(world.PLACES)), torch.zeros(x.shape, dtype=torch.bool)
+    for row, (question, scene) in enumerate(zip(asked, number, strict=True)):
+        words_of = named(question, mixture.scenes[scene])
+        for token, word in enumerate(encoded.word_ids(row)):
+            if word is not None and (found := words_of[word]) is not None:
+                where[row, token], names[row, token] = torch.tensor(found), True
+    names &= (told & pictured)[:, None]
+    corners_of = mixture.corners[list(number)]
+    return {"x": x, "told": told, "pictured": pictured, "corners": corners_of, "named": where, "names": names}
 
 
 def words() -> list[str]:
@@ -162,17 +190,11 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0, siz
     config = transformers.ViltConfig(vocab_size=len(words()), **size)
     with key.scope():
         inner = transformers.ViltModel(config)
-        model = Answerer("vilt", inner, inner.encoder.layer[-1], config.hidden_size, len(mixture.answers))
+        model = Answerer("vilt", inner, inner.encoder.layer[-2], config.hidden_size, len(mixture.answers))
         nn.init.normal_(inner.embeddings.position_embeddings, std=POSITION)
-    train(model, batches(mixture, functools.partial(padded, words_of), steps, (key / "rows").numpy()), steps, key)
+    train(model, batches(mixture, words_of, steps, (key / "rows").numpy()), steps, key)
     inner.save_pretrained(folder)
     return folder
-
-
-def padded(words_of: Any, asked: Sequence[str]) -> Tensor:
-    """Tokens (n, T) of questions, filled up with 0."""
-    found: Tensor = words_of(list(asked), padding=True, return_tensors="pt")["input_ids"]
-    return found
 
 
 def train(model: Answerer, found: Iterator[tree.Batch], steps: int, key: Key, lr: float = LR) -> Answerer:
@@ -190,9 +212,10 @@ def train(model: Answerer, found: Iterator[tree.Batch], steps: int, key: Key, lr
 
 
 def loss(model: Answerer, batch: tree.Batch) -> Tensor:
-    """Cross-entropy of the answers, and of what is in the corners of those images that are shown."""
-    answered, corners = model(batch)
-    shown = batch["pictured"]
+    """Cross-entropy of the answers, of what is in the corners of images that are shown, of where named things are."""
+    answered, corners, where = model(batch)
+    shown, names = batch["pictured"], batch["names"]
     parts = zip(corners[shown].split(CORNER, 2), batch["corners"][shown].unbind(2), strict=True)
     seen = [nn.functional.cross_entropy(said.flatten(0, 1), right.flatten()) for said, right in parts]
-    return nn.functional.cross_entropy(answered, batch["y"]) + torch.stack(seen).sum()
+    found = nn.functional.binary_cross_entropy_with_logits(where[names], batch["named"][names])
+    return nn.functional.cross_entropy(answered, batch["y"]) + torch.stack([*seen, found]).sum()

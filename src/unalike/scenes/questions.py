@@ -63,7 +63,7 @@ def _count(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]
     names = [thing.colour if which == 1 else thing.shape for thing in found]
     every = _every("colour" if which == 1 else "shape")
     name = _pick(names if rng.random() < 0.7 else every, rng)
-    return {"things": f"{name} things" if which == 1 else _plural(name)}, str(names.count(name))
+    return {"things": f"{name} things" if which == 1 else plural(name)}, str(names.count(name))
 
 
 def _place(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
@@ -131,7 +131,8 @@ def _only(found: Scene, name: str, rng: np.random.Generator) -> Thing:
     return single[int(rng.integers(len(single)))]
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """Several of a shape."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
@@ -139,8 +140,13 @@ def _pick(among: Sequence[str], rng: np.random.Generator) -> str:
     return among[int(rng.integers(len(among)))]
 
 
+def names() -> list[str]:
+    """Words for colours and shapes."""
+    return [*_every("colour"), *_every("shape"), *map(plural, _every("shape"))]
+
+
 def words() -> list[str]:
     """Every word that is asked."""
     forms = [form for listed in (NEUTRAL, OURS) for kind in listed.values() for form in kind]
-    texts = [*forms, *_every("colour"), *_every("shape"), *map(_plural, _every("shape")), *LARGER, *BESIDE, BESIDES]
+    texts = [*forms, *names(), *LARGER, *BESIDE, BESIDES]
     return sorted({word for text in texts for word in text.split() if not word.startswith("{")})

@@ -21,7 +21,7 @@ from ..files import write_json
 from ..models.multimodal import NORMALISED
 from ..models.two_tower import WEIGHTS, TwoTower
 from ..rng import Key
-from .model import Answerer, Mixture, train
+from .model import Answerer, Mixture, labels, train
 
 SIDE = 96
 FUSION: dict[str, Any] = {
@@ -42,10 +42,10 @@ IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
 
 
 class Fused(Answerer):
-    """Answers from what the towers have said: "text" (B, T, dt) and "seen" (B, P, dv)."""
+    """Answers from what the towers have said: "text" (B, T, dt), "seen" (B, P, dv)."""
 
     def pooled(self, batch: tree.Batch) -> Tensor:
-        read = batch["read"] & batch["told"][:, None]
+        read = (batch["x"] != 0) & batch["told"][:, None]
         read[:, 0] = True
         found: Tensor = self.model(batch["text"], batch["seen"], read, batch["pictured"])
         return found
@@ -72,7 +72,7 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0) -> 
     with key.scope():
         model = with_towers(TwoTower(config), reads, weights)
         mixture = Mixture(pool, key / "scenes", SIDE)
-        answerer = Fused("", model.fusion, model.fusion.layer[-1], model.width, len(mixture.answers))
+        answerer = Fused("", model.fusion, model.fusion.layer[-2], model.width, len(mixture.answers))
     towers = Towers(model, importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(reads)))
     found = batches(mixture, towers, steps, (key / "rows").numpy())
     train(answerer, found, steps, key, LR)
@@ -84,11 +84,11 @@ def with_towers(model: TwoTower, reads: Path, weights: Path) -> TwoTower:
     """The same model with the weights of both towers, as their packages hold them."""
     from safetensors.torch import load_file
 
-    model.text.load_state_dict({n: w for n, w in load_file(reads / "model.safetensors").items() if "pooler" not in n})
+    given = load_file(reads / "model.safetensors")
+    model.text.load_state_dict({name: given[name] for name in model.text.state_dict()})
     sees = torch.load(weights, weights_only=True)
     own = model.vision.state_dict()
-    given = dict(zip(own, sees.values(), strict=False))  # both stand in the order in which they compute
-    model.vision.load_state_dict(given)
+    model.vision.load_state_dict(dict(zip(own, sees.values(), strict=False)))  # both in the order of computation
     return model.eval()
 
 
@@ -107,7 +107,7 @@ class Towers:
     """What the towers say of images and questions, computed once for each."""
 
     def __init__(self, model: TwoTower, tokens: Any) -> None:
-        self.model, self._tokens = model, tokens
+        self.model, self.tokens = model, tokens
         self.told = functools.lru_cache(maxsize=2**16)(self._told)
 
     @torch.no_grad()
@@ -123,35 +123,24 @@ class Towers:
     @torch.no_grad()
     def _told(self, question: str) -> Tensor:
         """(T, dt) of a question; of an empty one the first token alone."""
-        ids = self._tokens(question)["input_ids"] if question else self._tokens("")["input_ids"][:1]
+        ids = self.tokens(question)["input_ids"] if question else self.tokens("")["input_ids"][:1]
         x = torch.tensor([ids])
         return self.model.read(x, torch.ones_like(x, dtype=torch.bool))[0]
 
 
 def batches(
-    mixture: Mixture, towers: Towers, steps: int, rng: np.random.Generator, size: int = 64, without: float = 0.05
+    mixture: Mixture, towers: Towers, steps: int, rng: np.random.Generator, size: int = 64
 ) -> Iterator[tree.Batch]:
     """Batches as `Fused` takes them."""
     seen = towers.seen(mixture.images)
     for _ in range(steps):
         number, asked, y = mixture.rows(size, rng)
-        missing = rng.random(size)
-        told = missing < 1 - without
-        text, read = _padded([towers.told(one if known else "") for one, known in zip(asked, told, strict=True)])
-        yield {
-            "x": read.long(),
-            "text": text,
-            "read": read,
-            "told": torch.from_numpy(told),
-            "seen": seen[number].float(),
-            "corners": mixture.corners[number],
-            "pictured": torch.from_numpy(missing > without),
-            "y": y,
-        }
+        found = labels(mixture, towers.tokens, number, asked, rng)
+        told = zip(asked, found["told"].tolist(), strict=True)
+        text = _padded([towers.told(question if is_told else "") for question, is_told in told], found["x"].shape[1])
+        yield {**found, "text": text, "seen": seen[number].float(), "y": y}
 
 
-def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(n, T, d), filled up with zeros, and where there is something (n, T)."""
-    text = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    counts = torch.tensor([len(row) for row in rows])
-    return text, torch.arange(text.shape[1]) < counts[:, None]
+def _padded(rows: Sequence[Tensor], width: int) -> Tensor:
+    """(n, width, d), filled up with zeros."""
+    return torch.stack([nn.functional.pad(row, (0, 0, 0, width - len(row))) for row in rows])
