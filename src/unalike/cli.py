@@ -229,7 +229,7 @@ def predict(
     check_device(device)
     model = load(source, client, trust_code=trust_code)
     if model.preprocess.kind in ("text", "vqa"):
-        rows = _answers(model, data, device)
+        rows = model.answered(data, device)
         print(json.dumps(rows) if as_json else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
         return
     probabilities = model.predict(read_rows(data, model.preprocess), device)
@@ -244,22 +244,6 @@ def predict(
     print("row,class,probability")
     for i, b in enumerate(best):
         print(f"{i},{model.classes[b]},{probabilities[i, b]:.4f}")
-
-
-def _answers(model: PersonalModel, data: Path, device: str) -> list[dict[str, Any]]:
-    """Instructions of a file, or questions about images, with what the model answers."""
-    from .data import text, vqa
-    from .multimodal import Foundation, reader
-
-    if model.preprocess.kind == "text":
-        asked = text.read_instructions(data)
-        return [{"instruction": a, "answer": b} for a, b in zip(asked, model.answers(asked, device), strict=True)]
-    questions, images, shown = vqa.unanswered(data, reader(Foundation.read(model.preprocess.model).model).side > 0)
-    found = model.ask(questions, images, shown, device)
-    return [
-        {"question": question, "answer": model.classes[p.argmax()], "probability": round(float(p.max()), 4)}
-        for question, p in zip(questions, found, strict=True)
-    ]
 
 
 @app.command()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import config, runs, tasks, tree
 from .algorithms import ALGORITHMS, build, find, parameters_of
-from .data import text
+from .data import text, vqa
 from .data.federation import Federation
 from .data.preprocess import Preprocess
 from .data.resize import resized
@@ -125,6 +125,19 @@ class PersonalModel:
         parts = ({name: column[i : i + size] for name, column in rows.items()} for i in range(0, n, size))
         found: np.ndarray = torch.cat([self.algorithm.predict(ready, part) for part in parts]).softmax(1).cpu().numpy()
         return found
+
+    def answered(self, file: Path, device: str = "cpu") -> list[dict[str, Any]]:
+        """Instructions of a file, or questions about images, each with what the model answers, as JSON values."""
+        if self.preprocess.kind == "text":
+            asked = text.read_instructions(file)
+            return [{"instruction": a, "answer": b} for a, b in zip(asked, self.answers(asked, device), strict=True)]
+        sees = reader(Foundation.read(self.preprocess.model).model).side > 0
+        questions, images, shown = vqa.unanswered(file, sees)
+        found = self.ask(questions, images, shown, device)
+        return [
+            {"question": question, "answer": self.classes[p.argmax()], "probability": round(float(p.max()), 4)}
+            for question, p in zip(questions, found, strict=True)
+        ]
 
     def save(self, path: Path) -> Path:
         """Write the model as one safetensors file."""
