@@ -89,10 +89,10 @@ def _compare(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], st
 
 
 def _there(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
-    """A colour or a shape, that something has or not, asked for or denied: all alike often."""
+    """A colour or a shape, that something has or not, alike often; one question in four denies it."""
     name = ("shape", "colour")[int(rng.integers(2))]
     has = [getattr(thing, name) for thing in found]
-    is_there, denied = rng.random() < 0.5, rng.random() < 0.5
+    is_there, denied = rng.random() < 0.5, rng.random() < 0.25
     value = _pick(has if is_there else [other for other in _every(name) if other not in has], rng)
     a = _pick(("no", "not a"), rng) if denied else "a"
     return {"a": a, "thing": value if name == "shape" else f"{value} shape"}, "yes" if is_there != denied else "no"
