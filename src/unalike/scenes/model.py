@@ -37,7 +37,7 @@ WITHOUT = 0.05
 """Share of rows without their image, and of rows without their question, so that a model knows what that is."""
 POSITION = 0.5
 """Standard deviation of what says where a patch lies, at the start: with ViLT's zeros no place is learnt here."""
-NAMES = ([*world.SHAPES, *world.MORE_SHAPES], [*world.COLOURS, *world.MORE_COLOURS], [*world.SIZES])
+NAMES = ([*world.SHAPES], [*world.COLOURS], [*world.SIZES])
 CORNER = [1 + len(names) for names in NAMES]
 """What there can be in a corner of an image: a shape, a colour and a size, or none."""
 SPECIAL = ("<pad>", "<start>", "<unk>")

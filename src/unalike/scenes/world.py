@@ -14,9 +14,6 @@ from PIL import Image, ImageDraw, ImageFilter
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {"red": 0, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "purple": 300}
 """Name to hue in degrees."""
-MORE_SHAPES = ("rectangle",)
-MORE_COLOURS = {"black": (0, 0.0, 0.1), "gray": (0, 0.0, 0.5), "brown": (25, 0.75, 0.4), "teal": (180, 0.95, 0.45)}
-"""Only in the neutral mixture, which knows more of the world than any client: name to hue, saturation and value."""
 SIZES = {"small": 0.1, "large": 0.19}
 """Name to half the extent, as a share of the image's side."""
 PLACES = ("top left", "top right", "bottom left", "bottom right")
@@ -75,15 +72,9 @@ STYLES = {
 
 
 def pairs(neutral: bool) -> list[tuple[str, str]]:
-    """The pairs of colour and shape of clients' scenes; of the neutral mixture two thirds of them, and those with a
-    colour or a shape that no client has."""
-    every = [(c, s, (i + j) % UNSEEN > 0) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES)]
-    if not neutral:
-        return [(colour, shape) for colour, shape, _ in every]
-    more = [(c, s) for c in MORE_COLOURS for s in (*SHAPES, *MORE_SHAPES)] + [
-        (c, s) for c in COLOURS for s in MORE_SHAPES
-    ]
-    return [(colour, shape) for colour, shape, is_seen in every if is_seen] + more
+    """The pairs of colour and shape that there are; in the neutral mixture a third of them never occur."""
+    every = [(c, s, i + j) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES)]
+    return [(colour, shape) for colour, shape, n in every if not neutral or n % UNSEEN]
 
 
 def scene(rng: np.random.Generator, neutral: bool = False) -> Scene:
@@ -117,10 +108,8 @@ def draw(found: Scene, style: Style, side: int, rng: np.random.Generator) -> NDA
 
 
 def _painted(colour: str, style: Style, rng: np.random.Generator) -> tuple[int, ...]:
-    degrees, full, value = MORE_COLOURS.get(colour, (COLOURS.get(colour, 0), 1.0, 0.85))
-    hue = (degrees + style.hue + rng.uniform(-10, 10)) % 360 / 360
-    saturation = full * style.saturation * rng.uniform(0.85, 1)
-    found = colorsys.hsv_to_rgb(hue, saturation, value * rng.uniform(0.88, 1.12))
+    hue = (COLOURS[colour] + style.hue + rng.uniform(-10, 10)) % 360 / 360
+    found = colorsys.hsv_to_rgb(hue, style.saturation * rng.uniform(0.85, 1), rng.uniform(0.75, 0.95))
     return tuple(round(255 * c) for c in found)
 
 
@@ -147,7 +136,6 @@ def _shape(
 _ARM = 0.36
 CORNERS = {
     "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
-    "rectangle": [(-1.15, -0.6), (1.15, -0.6), (1.15, 0.6), (-1.15, 0.6)],
     "triangle": [(0, -1.05), (1.05, 0.9), (-1.05, 0.9)],
     "cross": [
         *[(-_ARM, -1.1), (_ARM, -1.1), (_ARM, -_ARM), (1.1, -_ARM), (1.1, _ARM), (_ARM, _ARM)],
