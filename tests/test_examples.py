@@ -82,3 +82,11 @@ def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, alike: Any, t
     api.run("fedavg", alike, rounds=1, engine="serial", out=tmp_path / "digits")
     with pytest.raises(InputError, match="no questions about images: give --input"):
         examples(tmp_path / "digits", 0)
+
+
+def test_the_report_says_who_trained_on_what(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", text.partition("Clients in numbers")[2].partition("</table>")[0])
+    assert "trains on" in heads
+    cells = [re.findall(rf"<td[^>]*>({what})</td>", text) for what in ("images and questions", "images", "questions")]
+    assert [len(found) for found in cells] == [1, 1, 1]

@@ -115,6 +115,8 @@ class Client(Record):
     labels: list[int] = []
     memory: int | None = None
     """Budget in bytes."""
+    modalities: list[str] = []
+    """What it has of images and questions; empty where it has all there are."""
     simulated_shift: dict[str, Any] = {}
 
 

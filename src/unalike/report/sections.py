@@ -61,6 +61,15 @@ def shift_of(client: Client) -> str:
     return ", ".join(f"{name} {'/'.join(f'{number:.2g}' for number in sizes)}" for name, sizes in each.items())
 
 
+def trains_on(run: Run, client: Client) -> str:
+    """What a client has of images and questions; nothing where all clients have both."""
+    if not any(each.modalities for each in run.partition.clients):
+        return ""
+    return " and ".join(
+        {"image": "images", "text": "questions"}[name] for name in client.modalities or ("image", "text")
+    )
+
+
 def alpha(run: Run, of: str = "") -> Html:
     """`of` names the method where a page has several."""
     found = alphas(run.rounds)

@@ -6,7 +6,7 @@ from . import classes, course, elsewhere, forgotten, impressions, likeness, pict
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
-from .sections import alpha, asked, partition, provenance, shift_of, simulated
+from .sections import alpha, asked, partition, provenance, shift_of, simulated, trains_on
 from .svg import inline
 from .units import duration, flops, fraction, signed, size, whole
 
@@ -105,7 +105,7 @@ def _client_table(run: Run, other: Run | None) -> Html:
     return section(
         "The clients in numbers",
         note,
-        table("Clients in numbers", rows, words=("name", "tier", "simulated shift", "phases")),
+        table("Clients in numbers", rows, words=("name", "tier", "trains on", "simulated shift", "phases")),
     )
 
 
@@ -118,6 +118,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         "training rows": whole(client.train),
         "validation": whole(client.validation),
         "test": whole(client.test),
+        "trains on": trains_on(run, client),
         "simulated shift": shift_of(client),
         **course.about(run, client),
         "accuracy": fraction(scores.accuracy.per_client.get(i)),

@@ -12,7 +12,7 @@ scenes, `questions` asks about them, `folders` and `real` write folders, `model`
 
 Both models learn from a neutral mixture: scenes in the style "neutral", asked in the phrasings `questions.NEUTRAL`. It
 knows a further kind of question, and a third of the pairs of colour and shape never occur in it. Clients' scenes have
-all pairs, are asked in `questions.OURS`, and have styles that the mixture has not. So a frozen model with a new head can
-answer a part, and has to be adapted for the rest: in part to what all clients share (the pairs, the phrasings), in part
+all pairs, are asked in `questions.OURS`, and have styles that the mixture has not. So a frozen model with a new head
+can answer a part, and has to be adapted for the rest: to what all clients share (the pairs, the phrasings), and
 to a style that is one client's.
 """
