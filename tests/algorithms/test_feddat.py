@@ -324,7 +324,7 @@ def test_who_cannot_take_part_is_named(pictured: Federation, foundations: dict[s
         InputError, match=r"feddat: client [01] has vl:.*vilt.*, and what is tuned in it does not fit vl:"
     ):
         api.prepare("feddat", two)
-    with pytest.raises(InputError, match="feddat answers questions about images, and digits is of kind image"):
+    with pytest.raises(InputError, match="feddat answers questions about images; digits holds images"):
         api.prepare("feddat", unlike)
     with pytest.raises(InputError, match=r"holds questions about images: take feddat, fedavg-adapter, .*centralized"):
         api.prepare("fedavg", pictured)

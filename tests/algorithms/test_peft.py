@@ -16,6 +16,7 @@ from unalike import answering, api, tree
 from unalike.algorithms import ALGORITHMS
 from unalike.data.federation import Federation
 from unalike.models import multimodal
+from unalike.optimisers import AdamW
 from unalike.protocol import Arrival, Job
 from unalike.rng import Key
 
@@ -174,4 +175,5 @@ def test_all_nine_share_the_hyper_parameters_of_a_visit() -> None:
         made: Any = ALGORITHMS[name]()
         found = (made.rounds, made.local_epochs, made.batch_size, made.lr, made.weight_decay, made.fraction)
         assert found == (30, 1, 32, 1e-4, 1e-2, 1.0)
+        assert made.optimiser() == AdamW(1e-4, 1e-2, betas=(0.9, 0.98), decays_vectors=False)
         assert made.presets == {"paper": {"batch_size": 2}, "tiny": {"lr": 1e-3}}
