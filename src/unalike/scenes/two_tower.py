@@ -72,7 +72,7 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0) -> 
     with key.scope():
         model = with_towers(TwoTower(config), reads, weights)
         mixture = Mixture(pool, key / "scenes", SIDE)
-        answerer = Fused("", model.fusion, model.fusion.layer[-2], model.width, len(mixture.answers))
+        answerer = Fused("", model.fusion, model.fusion.layer[-1], model.width, len(mixture.answers))
     towers = Towers(model, importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(reads)))
     found = batches(mixture, towers, steps, (key / "rows").numpy())
     train(answerer, found, steps, key, LR)
