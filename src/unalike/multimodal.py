@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import pretrained
 from .errors import InputError
-from .plugins import VISION_LANGUAGE, parse_call
+from .plugins import VISION_LANGUAGE, parse_call, require_extra
 
 MODALITIES = ("image", "text")
 MADE_HERE = {
@@ -29,6 +29,8 @@ MADE_HERE = {
 """Name to the folder of the cache, and the command that makes it."""
 SEES = ("vilt", "vit", "clip", "unalike-two-tower")
 """Kinds of models (`model_type` of their config.json) that take images."""
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+"""Files of which a model that reads has at least one in its folder."""
 READS = ("vilt", "bert", "clip", "unalike-two-tower")
 """Kinds of models that take questions."""
 
@@ -79,7 +81,8 @@ def located(model: str) -> Path:
         if not (folder / "config.json").is_file():
             raise InputError(f"vl:{model} is not in {pretrained.cache()} yet: make it in minutes with {command}")
         return folder
-    return pretrained.located(model)
+    require_extra("llm", "transformers")
+    return pretrained.folder_of(model, VISION_LANGUAGE)
 
 
 def fingerprint(name: str) -> str | None:
@@ -161,6 +164,8 @@ class Reader:
 
 
 def _tokeniser(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make one that knows no word
+        raise InputError(f"{folder} has no tokeniser: put {VOCABULARIES[0]} there, as save_pretrained writes it")
     try:
         found = importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:

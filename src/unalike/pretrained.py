@@ -120,7 +120,7 @@ def cache() -> Path:
 
 @functools.lru_cache(maxsize=32)
 def located(model: str) -> Path:
-    """The folder with the files of a model, fetched or converted where it has to be.
+    """The folder with the files of a language model, fetched or converted where it has to be.
 
     Raises:
         InputError: it is nowhere, and which cache or folder would serve.
@@ -133,26 +133,33 @@ def located(model: str) -> Path:
     place = Path(model).expanduser()
     if place.suffix == ".gguf":
         return _converted(place)
+    if place.is_dir() and not (place / "config.json").is_file() and (held := sorted(place.glob("*.gguf"))):
+        raise InputError(f"lm:{model} is a folder without config.json; give lm:{held[0]}")
+    return folder_of(model, LANGUAGE)
+
+
+def folder_of(model: str, mark: str) -> Path:
+    """A model's own folder, or that of the hub's cache; `InputError` when there is none.
+
+    Args:
+        mark: what names of such models begin with.
+    """
+    place = Path(model).expanduser()
     if place.is_dir():
         if not (place / "config.json").is_file():
-            held = sorted(place.glob("*.gguf"))
-            hint = f"; give lm:{held[0]}" if held else ", as save_pretrained writes it"
-            raise InputError(f"lm:{model} is a folder without config.json{hint}")
+            raise InputError(f"{mark}{model} is a folder without config.json, as save_pretrained writes it")
         return place
-    return _from_hub(model)
-
-
-def _from_hub(model: str) -> Path:
     hub, constants = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".constants"))
     kept = Path(constants.HF_HUB_CACHE)
     ways = f"put it into the cache {kept / ('models--' + model.replace('/', '--'))}, or give the folder of a copy"
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise InputError(f"lm:{model} is neither a folder, nor a .gguf file, nor an id of the hub such as owner/name")
+        file = ", nor a .gguf file" if mark == LANGUAGE else ""
+        raise InputError(f"{mark}{model} is neither a folder{file}, nor an id of the hub such as owner/name")
     try:
         return Path(hub.snapshot_download(model, allow_patterns=list(FETCHED)))
     except Exception as error:  # the hub's client raises whatever its transport raises
         said = type(error).__name__
-        raise InputError(f"lm:{model} is not here and could not be had from the hub ({said}): {ways}") from None
+        raise InputError(f"{mark}{model} is not here and could not be had from the hub ({said}): {ways}") from None
 
 
 def _converted(file: Path) -> Path:
