@@ -93,3 +93,22 @@ def test_scores_by_hand_and_sums_in_any_order(task: Instruction, words: Tokenise
 
 def test_a_task_is_written_down_and_restored(task: Instruction) -> None:
     assert tasks.restore(tasks.describe(task)) == task
+
+
+def test_answering_counts_rows_whose_answer_is_not_in_the_list_as_wrong_and_gives_them_no_loss() -> None:
+    task, y = tasks.Answering(), torch.tensor([1, -1, 0, 2])
+    outputs = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    each = [-float(outputs[row].log_softmax(0)[place]) for row, place in ((0, 1), (2, 0), (3, 2))]
+    assert float(task.loss(outputs, {"y": y})) == pytest.approx(sum(each) / 3)
+    weighed = {"y": y, "weight": torch.tensor([1.0, 9.0, 2.0, 3.0])}
+    assert float(task.loss(outputs, weighed)) == pytest.approx((each[0] + 2 * each[1] + 3 * each[2]) / 6)
+    halves = [task.tally(outputs[part], {"y": y[part]}) for part in (slice(0, 2), slice(2, 4))]
+    scores = task.scores({name: halves[0][name] + halves[1][name] for name in halves[0]})
+    assert scores == {"accuracy": 0.5, "loss": pytest.approx(sum(each) / 3), "n": 4.0}
+    assert tasks.restore(tasks.describe(task)) == task
+
+
+def test_answering_rows_none_of_which_can_be_right_has_finite_scores() -> None:
+    task, y = tasks.Answering(), torch.tensor([-1, -1])
+    assert task.scores(task.tally(torch.ones(2, 3), {"y": y})) == {"accuracy": 0.0, "loss": 0.0, "n": 2.0}
+    assert float(task.loss(torch.ones(2, 3), {"y": y})) == 0
