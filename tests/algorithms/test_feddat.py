@@ -18,6 +18,8 @@ from unalike.data.federation import Federation, federation
 from unalike.errors import InputError
 from unalike.models import multimodal
 from unalike.protocol import Arrival, Job
+from unalike.report import views
+from unalike.report.read import read_run
 from unalike.rng import Key
 
 INIT, KEY = Key.root(0) / "init", Key.root(0) / "round" / 1
@@ -306,6 +308,13 @@ def test_each_view_is_scored_on_the_clients_own_rows(runs_of: list[api.Result], 
     page = run.report().read_text()
     assert "its own part alone" in page
     assert "On whose rows" not in page
+    found = views.curves(read_run(run.folder))
+    assert [(name, list(curve)) for name, curve in found.items()] == [
+        (n, [1, 2, 3]) for n in ("test", "local", "shared")
+    ]
+    each = [scores["accuracy"] for scores in evaluation["local"].values()]
+    assert found["local"][3] == pytest.approx(sum(each) / 3)
+    assert "Accuracy of each part over rounds; it ends at both" in page
 
 
 def test_a_comparison_has_a_column_for_each_view(pictured: Federation, tmp_path: Path) -> None:
