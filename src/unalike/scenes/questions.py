@@ -1,4 +1,4 @@
-"""Questions about a scene and their answers: five kinds, in phrasings of the neutral mixture and of the clients."""
+"""Questions about a scene and their answers: six kinds in the neutral mixture, five of them the clients' as well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEUTRAL: Mapping[str, Sequence[str]] = {
     "count": ("how many {things} are there ?", "count the {things} .", "what is the number of {things} ?"),
     "place": ("where is {it} ?", "in which corner is {it} ?", "name the place of {it} ."),
     "compare": ("is {it} {relation} {other} ?", "would you say that {it} is {relation} {other} ?"),
-    "there": ("is there a {thing} ?", "does the image contain a {thing} ?", "is a {thing} present ?"),
+    "presence": ("is there a {thing} ?", "does the image contain a {thing} ?", "is a {thing} present ?"),
 }
 """Kind of question to the phrasings of the mixture that models are trained on."""
 OURS: Mapping[str, Sequence[str]] = {
@@ -22,7 +22,7 @@ OURS: Mapping[str, Sequence[str]] = {
     "shape": ("which shape does {it} have ?", "tell the shape of {it} .", "{it} : shape ?"),
     "count": ("what is the count of {things} ?", "tell how many {things} you see .", "{things} : how many ?"),
     "place": ("which corner is {it} in ?", "tell where {it} is .", "{it} : where ?"),
-    "compare": ("tell whether {it} is {relation} {other} .", "{it} : {relation} {other} ?"),
+    "presence": ("tell whether there is a {thing} .", "is any {thing} there ?", "{thing} : any ?"),
 }
 """Kind of question to the phrasings of the clients."""
 KINDS = tuple(OURS)
@@ -88,7 +88,7 @@ def _compare(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], st
     return words, "yes" if wanted > 0 else "no"
 
 
-def _there(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+def _presence(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
     """A colour or a shape, that something has or not, alike often."""
     name = ("shape", "colour")[int(rng.integers(2))]
     has, is_there = [getattr(thing, name) for thing in found], rng.random() < 0.5
@@ -116,7 +116,7 @@ _KINDS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[dict[str, str]
     "count": _count,
     "place": _place,
     "compare": _compare,
-    "there": _there,
+    "presence": _presence,
 }
 
 
