@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ import torch
 from torch import Tensor
 
 from seeing import noisy
-from unalike import api, compare, local, personal, tree
+from unalike import api, compare, local, personal, runs, tree
 from unalike.data.federation import Federation, federation
 from unalike.errors import InputError
 from unalike.models import multimodal
 from unalike.protocol import Arrival, Job
+from unalike.report import views
+from unalike.report.read import read_run
 from unalike.rng import Key
 
 INIT, KEY = Key.root(0) / "init", Key.root(0) / "round" / 1
@@ -244,26 +248,26 @@ def test_the_beginning(pictured: Federation) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs_of(pictured: Federation, tmp_path_factory: pytest.TempPathFactory) -> list[api.Result]:
+def three(pictured: Federation, tmp_path_factory: pytest.TempPathFactory) -> list[api.Result]:
     """The same run after 1, 2 and 3 rounds."""
     folder, keys = tmp_path_factory.mktemp("runs"), {"batch_size": 6, "engine": "serial"}
     return [api.run("feddat", pictured, rounds=r, lr=LR, out=folder / str(r), **keys) for r in (1, 2, 3)]
 
 
-def test_the_local_adapter_trains_in_every_round(runs_of: list[api.Result], pictured: Federation) -> None:
+def test_the_local_adapter_trains_in_every_round(three: list[api.Result], pictured: Federation) -> None:
     """In the authors' public code it trains in the first one only."""
     for client in range(3):
-        models = [personal.extract(run.folder, client, last=True, given=pictured) for run in runs_of]
+        models = [personal.extract(run.folder, client, last=True, given=pictured) for run in three]
         kept = [models[0].algorithm.init_client(models[0].info, Key.root(0) / "init"), *(m.state for m in models)]
         for before, after in itertools.pairwise(kept):
             moved = [not after["adapter"][n].equal(w) for n, w in before["adapter"].items() if n.endswith("up.bias")]
             assert all(moved)
 
 
-def test_one_adapter_travels_each_way_and_nothing_else(runs_of: list[api.Result], pictured: Federation) -> None:
+def test_one_adapter_travels_each_way_and_nothing_else(three: list[api.Result], pictured: Federation) -> None:
     method = prepared(pictured)
     bytes_of_one = 4 * multimodal.parameters(method.shared)
-    for event in (e for e in runs_of[2].events() if e["event"] == "round"):
+    for event in (e for e in three[2].events() if e["event"] == "round"):
         assert (event["bytes_up"], event["bytes_down"]) == (3 * bytes_of_one, 3 * bytes_of_one)
     it = job(method, pictured)
     update = method.client_update(it)
@@ -291,9 +295,9 @@ def test_it_predicts_by_both_adapters_and_is_seen_by_each(pictured: Federation) 
     assert all(a.equal(b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_each_view_is_scored_on_the_clients_own_rows(runs_of: list[api.Result], pictured: Federation) -> None:
+def test_each_view_is_scored_on_the_clients_own_rows(three: list[api.Result], pictured: Federation) -> None:
     """By hand with the last round's model, beside validation and test; on the page, and over seeds."""
-    run = runs_of[2]
+    run = three[2]
     evaluation = [e for e in run.events() if "evaluation" in e][-1]["evaluation"]
     assert list(evaluation) == ["validation", "test", "local", "shared"]
     for client in range(3):
@@ -306,6 +310,13 @@ def test_each_view_is_scored_on_the_clients_own_rows(runs_of: list[api.Result], 
     page = run.report().read_text()
     assert "its own part alone" in page
     assert "On whose rows" not in page
+    found = views.curves(read_run(run.folder))
+    assert [(name, list(curve)) for name, curve in found.items()] == [
+        (n, [1, 2, 3]) for n in ("test", "local", "shared")
+    ]
+    each = [scores["accuracy"] for scores in evaluation["local"].values()]
+    assert found["local"][3] == pytest.approx(sum(each) / 3)
+    assert "Accuracy of each part over rounds; it ends at both" in page
 
 
 def test_a_comparison_has_a_column_for_each_view(pictured: Federation, tmp_path: Path) -> None:
@@ -314,6 +325,19 @@ def test_a_comparison_has_a_column_for_each_view(pictured: Federation, tmp_path:
     assert set(told["feddat"]) == {"local", "shared"}
     assert told["head-only"] == {}
     assert "local alone" in (tmp_path / "both" / "report.html").read_text()
+
+
+def test_a_run_knows_the_files_of_its_model(pictured: Federation, foundations: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(foundations["vilt"], tmp_path / "vilt")
+    given = federation(pictured.source, partition=pictured.partition, models=[f"vl:{folder}"])
+    run = api.run("feddat", given, rounds=1, engine="serial", report=False, out=tmp_path / "run")
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert {"transformers", "tokenizers"} < manifest["versions"].keys()
+    assert set(manifest["code_sha256"]) == {"vl:vilt"}
+    runs.reopen(run.folder, given)
+    (folder / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(InputError, match="vl:vilt has changed since"):
+        runs.reopen(run.folder, given)
 
 
 def test_who_cannot_take_part_is_named(pictured: Federation, foundations: dict[str, Path], unlike: Federation) -> None:

@@ -180,7 +180,7 @@ def test_centred_subtracts_the_mean_embedding_of_neutral_instructions(asked: Fed
 
 def test_an_encoder_may_embed_in_the_place_of_the_language_model(asked: Federation, tiny_lm: Path) -> None:
     """Of the instructions as they are, whatever the adapters."""
-    encoder = f"lm:{tiny_lm}(length=64)"
+    encoder = f"lm:{tiny_lm}(length=64, targets='none_of_its_layers')"
     method = prepared("feddpa", asked, encoder=encoder)
     it, x = trained(method, asked), asked.data(1, "test")["x"]
     rows, alike = method.weights(ready(method, it), x)[1:]

@@ -22,6 +22,7 @@ They are FedDAT's rivals: backbone, head, optimiser, epochs and aggregation are 
 Deviations
 - Heads are the clients' own and never averaged, since each client has its own answers.
 - Soft tokens stand after the first one, which the model pools.
+- Rank and alpha are 16 and 16, and there are 16 soft tokens; of these FedDAT's authors say the rank only.
 - The mean of products is not the product of means: of LoRA A and B are averaged, each by itself.
 """
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..plugins import LANGUAGE
 from ..pretrained import Adapted, Tokeniser, located, tokeniser
 from ..protocol import Batch, Spec
 from ..rng import Key
@@ -254,10 +255,11 @@ def embed(spec: Spec, adapters: Adapters, x: Tensor, a: Tensor | None = None) ->
 
 
 def embed_texts(model: str, texts: Sequence[str], device: torch.device) -> Tensor:
-    """e (B, d) of texts as they are, by the model called `model` without any adapter."""
+    """e (B, d) of texts as they are, by the model `model` without any adapter, so its layers may be called anything."""
     adapted = Adapted.read(model)
     x = tokeniser(adapted.model).plain(texts, adapted.length)
-    return embed(Spec(model, (adapted.length,), 0), {}, x.to(device))
+    bare = f"{LANGUAGE}{adapted.model}(r=1, targets='all-linear', dtype='{adapted.dtype}')"
+    return embed(Spec(bare, (adapted.length,), 0), {}, x.to(device))
 
 
 def _trimmed(x: Tensor, words: Tokeniser) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,13 @@
-"""Each client's model on the test rows of others, and on its own seen in other ways than that in which it predicts."""
+"""Each client's model on the test rows of others: what is left of it where the data shift at test time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from .html import Html, prose, section, table
-from .measured import SCOPES, VIEWS, Scope
+from .measured import SCOPES, Scope
 from .records import Run
 from .units import fraction, points
 
-TITLE, SEEN = "On whose rows", "What each part does alone"
-PARTS = {"local": "its own part alone", "shared": "the shared part alone"}
+TITLE = "On whose rows"
 NAMES = {
     "others": "all other clients",
     "all": "all clients, its own among them",
@@ -22,7 +19,7 @@ NAMES = {
 
 def single(run: Run) -> Html:
     """Nothing where models were scored on their own clients' rows only."""
-    scopes = _among(run, SCOPES)
+    scopes = _scopes(run)
     if not scopes:
         return Html("")
     own = run.summary.accuracy
@@ -38,36 +35,18 @@ def single(run: Run) -> Html:
     )
 
 
-def views(run: Run) -> Html:
-    """Nothing where a model is seen in one way only."""
-    found = _among(run, VIEWS)
-    if not found:
-        return Html("")
-    own = run.summary.accuracy
-    scores = {"both together": (own.mean, own.worst)}
-    scores |= {PARTS.get(name, name): (s.accuracy.mean, s.accuracy.worst) for name, s in found.items()}
-    rows = [
-        {"predicted with": what, "mean over clients": fraction(mean), "worst client": fraction(worst)}
-        for what, (mean, worst) in scores.items()
-    ]
-    caption = "Accuracy on each client’s own test rows, at the chosen round: what stays, what is shared, and both."
-    return section(SEEN, table(SEEN, rows, words=("predicted with",)), prose(caption, class_="after"))
-
-
 def about(run: Run, client: int) -> dict[str, str]:
     """The columns of a client; none where nothing was measured."""
-    told = {f"on {scope}": s for scope, s in _among(run, SCOPES).items()}
-    told |= {f"{name} alone": s for name, s in _among(run, VIEWS).items()}
-    return {column: fraction(s.accuracy.per_client.get(client)) for column, s in told.items()}
+    return {f"on {scope}": fraction(s.accuracy.per_client.get(client)) for scope, s in _scopes(run).items()}
 
 
-def _among(run: Run, names: Sequence[str]) -> dict[str, Scope]:
-    return {name: scope for name, scope in run.summary.scopes.items() if name in names}
+def _scopes(run: Run) -> dict[str, Scope]:
+    return {name: scope for name, scope in run.summary.scopes.items() if name in SCOPES}
 
 
 def _told(run: Run) -> str:
     """What the shift costs that is the greatest among those that were scored."""
-    own, scopes = run.summary.accuracy.mean, _among(run, SCOPES)
+    own, scopes = run.summary.accuracy.mean, _scopes(run)
     means = {scope: s.accuracy.mean for scope, s in scopes.items() if s.accuracy.mean is not None}
     if own is None or not means:
         return ""

@@ -137,6 +137,9 @@ class Measured(Record):
 class Evaluation(Record):
     validation: dict[int, Measured] = {}
     test: dict[int, Measured] = {}
+    local: dict[int, Measured] = {}
+    shared: dict[int, Measured] = {}
+    """On test, by one part of the model alone."""
 
     def accuracies(self, split: str, metric: str = "accuracy") -> dict[int, float]:
         measured: dict[int, Measured] = getattr(self, split)

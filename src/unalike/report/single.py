@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import classes, course, elsewhere, forgotten, impressions, likeness, pictures, story, work
+from . import classes, course, elsewhere, forgotten, impressions, likeness, pictures, story, views, work
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
 from .records import BASELINE, Client, Run
@@ -27,7 +27,7 @@ def page(run: Run, other: Run | None) -> str:
         course.memory(run),
         course.took_part(run),
         _clients(run, other),
-        elsewhere.views(run),
+        views.single(run),
         elsewhere.single(run),
         classes.single(run, other),
         forgotten.single(run),
@@ -124,6 +124,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         "accuracy": fraction(scores.accuracy.per_client.get(i)),
         "balanced": fraction(scores.balanced_accuracy.per_client.get(i)),
         **elsewhere.about(run, i),
+        **views.about(run, i),
         **forgotten.about(run, i),
     }
     if other:
