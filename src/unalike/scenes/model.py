@@ -17,7 +17,7 @@ from ..rng import Key
 from . import questions, world
 
 SIDE = 32
-SIZE: dict[str, Any] = {
+SIZE: dict[str, Any] = {  # weights begin wider than ViLT's 0.02, since its layers are eight times as wide
     "hidden_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -37,7 +37,7 @@ POOL = 20_000
 WITHOUT = 0.05
 """Share of rows without their image, and of rows without their question, so that a model knows what that is."""
 POSITION = 0.5
-"""Standard deviation of what says where a patch lies, at the start: with ViLT's zeros no place is learnt here."""
+"""Standard deviation of what says where a patch lies, at the start, where ViLT has zeros."""
 NAMES = ([*world.SHAPES], [*world.COLOURS], [*world.SIZES])
 CORNER = [1 + len(names) for names in NAMES]
 """What there can be in a corner of an image: a shape, a colour and a size, or none."""

