@@ -66,6 +66,15 @@ def test_each_kind_says_what_it_takes(foundations: dict[str, Path]) -> None:
     assert [found[kind].longest for kind in ("vilt", "clip", "bert", "vit")] == [16, 16, 16, 0]
 
 
+def test_what_a_file_leaves_out_is_the_librarys_default(foundations: dict[str, Path], tmp_path: Path) -> None:
+    """As hubs have CLIP: its towers say only what differs."""
+    shutil.copytree(foundations["clip"], tmp_path, dirs_exist_ok=True)
+    few = {"model_type": "clip", "text_config": {"hidden_size": 32}, "vision_config": {"hidden_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(few))
+    read_by = reader(str(tmp_path))
+    assert (read_by.side, read_by.longest) == (224, 77)
+
+
 def test_questions_are_filled_up_on_the_right_and_masked_there(foundations: dict[str, Path]) -> None:
     """[CLS] is 2, [SEP] is 3; red is the first colour, after eight words."""
     read_by = reader(str(foundations["vilt"]))

@@ -27,11 +27,13 @@ MADE_HERE = {
     "two-tower": ("vl-two-tower", "python -m unalike.scenes two-tower"),
 }
 """Name to the folder of the cache, and the command that makes it."""
-SEES = ("vilt", "vit", "clip", "unalike-two-tower")
+OURS = ("unalike-two-tower",)
+"""Kinds of models that are made here; others are of transformers."""
+SEES = ("vilt", "vit", "clip", *OURS)
 """Kinds of models (`model_type` of their config.json) that take images."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 """Files of which a model that reads has at least one in its folder."""
-READS = ("vilt", "bert", "clip", "unalike-two-tower")
+READS = ("vilt", "bert", "clip", *OURS)
 """Kinds of models that take questions."""
 
 
@@ -121,6 +123,8 @@ class Reader:
         if not self.modalities:
             kinds = ", ".join(dict.fromkeys((*SEES, *READS)))
             raise InputError(f"vl:{model} is of kind {kind or 'unknown'}, which is not known here; known are {kinds}")
+        if kind not in OURS:  # a file may leave out what is a library's default
+            config = importlib.import_module("transformers").AutoConfig.from_pretrained(str(folder)).to_dict()
         vision, language = config.get("vision_config", config), config.get("text_config", config)
         self.side = int(vision["image_size"]) if takes["image"] else 0
         self.longest = int(language["max_position_embeddings"]) if takes["text"] else 0
