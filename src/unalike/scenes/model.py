@@ -27,6 +27,7 @@ SIZE: dict[str, Any] = {
     "max_position_embeddings": 40,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.06,
 }
 STEPS, BATCH, LR = 5000, 64, 3e-3
 WARM = 200

@@ -13,7 +13,7 @@ NEUTRAL: Mapping[str, Sequence[str]] = {
     "shape": ("what shape is {it} ?", "what is {it} ?", "{it} has which shape ?", "name the shape of {it} ."),
     "count": ("how many {things} are there ?", "count the {things} .", "what is the number of {things} ?"),
     "place": ("where is {it} ?", "in which corner is {it} ?", "name the place of {it} ."),
-    "compare": ("is {it} {relation} {other} ?", "would you say that {it} is {relation} {other} ?"),
+    "size": ("what size is {it} ?", "{it} has which size ?", "name the size of {it} ."),
     "presence": ("is there a {thing} ?", "does the image contain a {thing} ?", "is a {thing} present ?"),
 }
 """Kind of question to the phrasings of the mixture that models are trained on."""
@@ -21,7 +21,7 @@ OURS: Mapping[str, Sequence[str]] = {
     "colour": ("which colour does {it} have ?", "tell the colour of {it} .", "{it} : colour ?"),
     "shape": ("which shape does {it} have ?", "tell the shape of {it} .", "{it} : shape ?"),
     "count": ("what is the count of {things} ?", "tell how many {things} you see .", "{things} : how many ?"),
-    "place": ("which corner is {it} in ?", "tell where {it} is .", "{it} : where ?"),
+    "size": ("which size does {it} have ?", "tell the size of {it} .", "{it} : size ?"),
     "presence": ("tell whether there is a {thing} .", "is any {thing} there ?", "{thing} : any ?"),
 }
 """Kind of question to the phrasings of the clients."""
@@ -29,14 +29,11 @@ KINDS = tuple(OURS)
 BESIDES = """a an the thing things no not image contain how many of in is are there more than color present shape which
 platelet platelets white cell cells ten any number yes black gray brown teal rectangle"""
 """Words of questions about other data, so that they can be told apart."""
-LARGER = {"larger than": 1, "smaller than": -1}
-BESIDE = {"left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)}
-"""Relation to what it compares, 0 down or 1 across, and the sign of it."""
 
 
 def answers() -> list[str]:
     """All there are."""
-    return sorted({*COLOURS, *SHAPES, *PLACES, "yes", "no", "0", "1", "2", "3"})
+    return sorted({*COLOURS, *SHAPES, *SIZES, *PLACES, "yes", "no", "0", "1", "2", "3"})
 
 
 def ask(found: Scene, kind: str, phrasings: Mapping[str, Sequence[str]], rng: np.random.Generator) -> tuple[str, str]:
@@ -72,20 +69,10 @@ def _place(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]
     return {"it": f"the {thing.shape}" if by == "shape" else f"the {thing.colour} thing"}, PLACES[thing.place]
 
 
-def _compare(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
-    """Two things by size or by place, both answers alike often."""
-    shapes = [thing.shape for thing in found]
-    single = [thing for thing in found if shapes.count(thing.shape) == 1]
-    pairs = [(a, b) for a in single for b in single if a is not b]
-    asked = [(a, b, r, LARGER[r] * _by_size(a, b)) for a, b in pairs for r in LARGER]
-    asked += [(a, b, r, s * _by_place(a, b, axis)) for a, b in pairs for r, (axis, s) in BESIDE.items()]
-    wanted = 1 if rng.random() < 0.5 else -1
-    able = [row for row in asked if row[3] == wanted]
-    if not able:
-        raise LookupError
-    one, other, relation, _ = able[int(rng.integers(len(able)))]
-    words = {"it": f"the {one.shape}", "other": f"the {other.shape}", "relation": relation}
-    return words, "yes" if wanted > 0 else "no"
+def _size(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
+    by = ("shape", "colour")[int(rng.integers(2))]
+    thing = _only(found, by, rng)
+    return {"it": f"the {thing.shape}" if by == "shape" else f"the {thing.colour} thing"}, thing.size
 
 
 def _presence(found: Scene, rng: np.random.Generator) -> tuple[dict[str, str], str]:
@@ -100,22 +87,12 @@ def _every(name: str) -> list[str]:
     return list(COLOURS) if name == "colour" else list(SHAPES)
 
 
-def _by_size(a: Thing, b: Thing) -> int:
-    order = list(SIZES)
-    return order.index(a.size) - order.index(b.size)
-
-
-def _by_place(a: Thing, b: Thing, axis: int) -> int:
-    one, other = divmod(a.place, 2)[axis], divmod(b.place, 2)[axis]
-    return one - other
-
-
 _KINDS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[dict[str, str], str]]] = {
     "colour": _colour,
     "shape": _shape,
     "count": _count,
     "place": _place,
-    "compare": _compare,
+    "size": _size,
     "presence": _presence,
 }
 
@@ -146,5 +123,5 @@ def names() -> list[str]:
 def words() -> list[str]:
     """Every word that is asked."""
     forms = [form for listed in (NEUTRAL, OURS) for kind in listed.values() for form in kind]
-    texts = [*forms, *names(), *LARGER, *BESIDE, BESIDES]
+    texts = [*forms, *names(), BESIDES]
     return sorted({word for text in texts for word in text.split() if not word.startswith("{")})
