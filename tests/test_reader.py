@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,20 @@ def test_each_kind_says_what_it_takes(foundations: dict[str, Path]) -> None:
     }
     assert [found[kind].side for kind in ("vilt", "clip", "bert", "vit")] == [32, 32, 0, 32]
     assert [found[kind].longest for kind in ("vilt", "clip", "bert", "vit")] == [16, 16, 16, 0]
+
+
+def test_what_a_file_leaves_out_is_the_librarys_default(foundations: dict[str, Path], tmp_path: Path) -> None:
+    """As hubs have CLIP: its towers say only what differs."""
+    shutil.copytree(foundations["clip"], tmp_path, dirs_exist_ok=True)
+    few: dict[str, Any] = {"model_type": "clip", "text_config": {"hidden_size": 64}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(few))
+    read_by = reader(str(tmp_path))
+    assert (read_by.side, read_by.longest) == (224, 77)
+    few["text_config"]["hidden_size"] = 65
+    (tmp_path / "config.json").write_text(json.dumps(few))
+    reader.cache_clear()
+    with pytest.raises(InputError, match=r"config\.json is no configuration of a model: .*hidden size \(65\)"):
+        reader(str(tmp_path))
 
 
 def test_questions_are_filled_up_on_the_right_and_masked_there(foundations: dict[str, Path]) -> None:

@@ -27,11 +27,13 @@ MADE_HERE = {
     "two-tower": ("vl-two-tower", "python -m unalike.scenes two-tower"),
 }
 """Name to the folder of the cache, and the command that makes it."""
-SEES = ("vilt", "vit", "clip", "unalike-two-tower")
+OURS = ("unalike-two-tower",)
+"""Kinds of models that are made here; others are of transformers."""
+SEES = ("vilt", "vit", "clip", *OURS)
 """Kinds of models (`model_type` of their config.json) that take images."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 """Files of which a model that reads has at least one in its folder."""
-READS = ("vilt", "bert", "clip", "unalike-two-tower")
+READS = ("vilt", "bert", "clip", *OURS)
 """Kinds of models that take questions."""
 
 
@@ -121,6 +123,7 @@ class Reader:
         if not self.modalities:
             kinds = ", ".join(dict.fromkeys((*SEES, *READS)))
             raise InputError(f"vl:{model} is of kind {kind or 'unknown'}, which is not known here; known are {kinds}")
+        config = config if kind in OURS else _with_defaults(folder)
         vision, language = config.get("vision_config", config), config.get("text_config", config)
         self.side = int(vision["image_size"]) if takes["image"] else 0
         self.longest = int(language["max_position_embeddings"]) if takes["text"] else 0
@@ -161,6 +164,16 @@ class Reader:
         """What questions (B, T) ask, as far as the tokeniser can tell."""
         kept = [row[row != self.pad].tolist() for row in x]
         return [str(self._inner.decode(row, skip_special_tokens=True)).strip() for row in kept]
+
+
+def _with_defaults(folder: Path) -> dict[str, Any]:
+    """The configuration in a folder, with what its file leaves out."""
+    try:
+        found: dict[str, Any] = importlib.import_module("transformers").AutoConfig.from_pretrained(folder).to_dict()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise InputError(f"{folder / 'config.json'} is no configuration of a model: {reason}") from error
+    return found
 
 
 def _tokeniser(folder: Path) -> Any:

@@ -87,10 +87,32 @@ def test_colours_are_scaled_as_the_models_folder_says(specs: Specs, tmp_path: Pa
     with torch.no_grad():
         expected = library(copied)(pixel_values=(asked["image"] / 255 - mean) / std).pooler_output
     assert torch.allclose(features(copied, asked), expected, atol=1e-5)
+    (tmp_path / "vit" / multimodal.NORMALISED).rename(tmp_path / "vit" / multimodal.PROCESSOR)
+    (tmp_path / "vit" / multimodal.PROCESSOR).write_text(json.dumps({"image_processor": told}))
+    multimodal._base.cache_clear()
+    assert torch.allclose(features(copied, asked), expected, atol=1e-5)
     (tmp_path / "vit" / multimodal.NORMALISED).write_text(json.dumps(told | {"image_std": [0, 1, 1]}))
     multimodal._base.cache_clear()
     with pytest.raises(InputError, match="three above 0 in image_std"):
         multimodal.base(copied)
+
+
+def test_of_a_model_with_a_head_the_body_is_taken_and_nothing_is_said(
+    specs: Specs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As hubs have them: ViLT for answers or for masked words, whose heads are nobody's here."""
+    asked = batch(specs["vilt"])
+    seen = {"pixel_values": (asked["image"] / 255 - 0.5) / 0.5, "attention_mask": (asked["x"] != 0).long()}
+    for kind in ("ViltForQuestionAnswering", "ViltForMaskedLM"):
+        folder = shutil.copytree(Foundation.read(specs["vilt"].name).model, tmp_path / kind)
+        with Key.root(1).scope():
+            whole = getattr(transformers, kind)(transformers.ViltConfig.from_pretrained(folder)).eval()
+        whole.save_pretrained(folder)
+        capfd.readouterr()
+        found = features(Spec(f"vl:{folder}", (3, 32, 32), 5), asked)
+        assert capfd.readouterr() == ("", "")
+        with torch.no_grad():
+            assert torch.allclose(found, whole.vilt(input_ids=asked["x"], **seen).pooler_output, atol=1e-5)
 
 
 def test_a_pooler_that_a_folder_has_no_weights_for_is_not_made_up(specs: Specs, tmp_path: Path) -> None:

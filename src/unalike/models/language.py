@@ -158,13 +158,15 @@ def _loaded(adapted: Adapted) -> nn.Module:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers shows no progress bars meanwhile."""
+    """transformers shows no progress bars meanwhile, and reports nothing but errors."""
     logging = importlib.import_module("transformers.utils.logging")
-    shown = logging.is_progress_bar_enabled()
+    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(told)
         if shown:
             logging.enable_progress_bar()
 

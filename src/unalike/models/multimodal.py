@@ -6,7 +6,8 @@ onto a client's own answers. A call binds the tensors it is given and takes them
 
 Features are what the model itself pools: ViLT's and BERT's pooler of the first token, ViT's pooler; where a model comes
 without a pooler, its first token after the last normalisation. CLIP's two towers are pooled before their projections
-and put side by side. Soft prompts stand after the first token, in each tower.
+and put side by side. Soft prompts stand after the first token, in each tower. Images are squares of the one size that a
+model is configured for: ViLT, which has seen images in their own proportions, sees them squeezed here.
 
 What a row lacks is masked, never fed. A row without a question keeps one token, the one that all questions begin with,
 which ViLT and BERT pool; a row without an image keeps the image's own first token in ViT and CLIP, and none in ViLT. Of
@@ -40,8 +41,9 @@ from .tuned import Kind, Places, Slot, Tuned, drawn
 
 __all__ = ["Base", "Tuned", "base", "features", "initial", "initial_head", "logits", "parameters", "shapes"]
 
-NORMALISED = "preprocessor_config.json"
-"""File in a model's folder with "image_mean" and "image_std" of each colour, for images in 0..1."""
+NORMALISED, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+"""File in a model's folder with "image_mean" and "image_std" of each colour, for images in 0..1; and a newer one, which
+has the same under "image_processor"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +237,9 @@ def _loaded(foundation: Foundation, folder: Path, kind: str) -> nn.Module:
 
 def _normalisation(folder: Path, model: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (3,) of colours in 0..1, ½ where the model's folder does not tell."""
-    file = folder / NORMALISED
-    about = json.loads(file.read_text()) if file.is_file() else {}
+    file = next((folder / name for name in (NORMALISED, PROCESSOR) if (folder / name).is_file()), None)
+    about = json.loads(file.read_text()) if file else {}
+    about = about.get("image_processor", about)
     if not about.get("do_normalize", True):
         return torch.zeros(3), torch.ones(3)
     found = [torch.tensor(about.get(name, [0.5] * 3), dtype=torch.float32) for name in ("image_mean", "image_std")]
