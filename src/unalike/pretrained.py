@@ -6,6 +6,7 @@ Face hub. A .gguf file is converted once, into a folder of the cache. Weights ar
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -184,13 +185,29 @@ def _converted(file: Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers shows no progress bars meanwhile, and reports nothing but errors."""
+    logging = importlib.import_module("transformers.utils.logging")
+    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(told)
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _convert(file: Path, folder: Path) -> None:
     """Write the model of a .gguf file as safetensors, in float32, with its tokeniser."""
     transformers = importlib.import_module("transformers")
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        read = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokens = transformers.AutoTokenizer.from_pretrained(**where)
+        with quiet():
+            read = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokens = transformers.AutoTokenizer.from_pretrained(**where)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{file} cannot be read as a language model: {reason}") from error
@@ -200,7 +217,8 @@ def _convert(file: Path, folder: Path) -> None:
             delattr(config, mark)
     plain = type(read)(config)
     plain.load_state_dict(read.state_dict())
-    plain.save_pretrained(folder)
+    with quiet():
+        plain.save_pretrained(folder)
     tokens.save_pretrained(folder)
 
 

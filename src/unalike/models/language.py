@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..plugins import LANGUAGE
-from ..pretrained import Adapted, Tokeniser, located, tokeniser
+from ..pretrained import Adapted, Tokeniser, located, quiet, tokeniser
 from ..protocol import Batch, Spec
 from ..rng import Key
 from ..tasks import Task
@@ -154,21 +154,6 @@ def _loaded(adapted: Adapted) -> nn.Module:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"lm:{adapted.model} cannot be loaded: {reason}") from error
     return model
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers shows no progress bars meanwhile, and reports nothing but errors."""
-    logging = importlib.import_module("transformers.utils.logging")
-    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(told)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def tokens_of(spec: Spec) -> Tokeniser:

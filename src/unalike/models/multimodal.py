@@ -32,11 +32,11 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..multimodal import Foundation, Reader, located, reader
+from ..pretrained import quiet
 from ..protocol import Batch, Spec
 from ..rng import Key
 from ..tree import Tree
 from . import on_real_tensors
-from .language import quiet
 from .tuned import Kind, Places, Slot, Tuned, drawn
 
 __all__ = ["Base", "Tuned", "base", "features", "initial", "initial_head", "logits", "parameters", "shapes"]
