@@ -179,11 +179,16 @@ def _with_defaults(folder: Path) -> dict[str, Any]:
 def _tokeniser(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make one that knows no word
         raise InputError(f"{folder} has no tokeniser: put {VOCABULARIES[0]} there, as save_pretrained writes it")
+    transformers, logging = map(importlib.import_module, ("transformers", "transformers.utils.logging"))
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it warns that it does not know the kind of a model made here
     try:
-        found = importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(folder))
+        found = transformers.AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{folder} has no tokeniser that can be read: {reason}") from error
+    finally:
+        logging.set_verbosity(told)
     if found.pad_token_id is None:
         raise InputError(f"the tokeniser of {folder} has no token that fills rows up: set its pad_token")
     return found
