@@ -1,4 +1,4 @@
-"""benchmarks/htfllib.py, as far as it goes without HtFLlib: the clients it hands over, and its table."""
+"""Settings of all comparisons can be read; benchmarks/htfllib.py as far as it goes without HtFLlib."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unalike.comparison.spec import from_toml
 from unalike.data.federation import Federation
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "htfllib.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FILE = BENCHMARKS / "htfllib.py"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,12 @@ def htfllib() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("file", sorted(BENCHMARKS.rglob("*.toml")), ids=lambda file: file.stem)
+def test_settings_name_methods_and_keys_that_there_are(file: Path) -> None:
+    found = from_toml(file, {})
+    assert found.methods
 
 
 def test_both_libraries_get_the_same_rows(htfllib: Any, unlike: Federation, tmp_path: Path) -> None:
