@@ -154,7 +154,7 @@ def report(
     folder: Folder,
     against: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--against", help="a standalone run with the same partition"),
+        typer.Option("--against", help="a run of standalone, local-lora or local-adapter with the same partition"),
     ] = None,
     page: Annotated[
         Optional[Path],  # noqa: UP045

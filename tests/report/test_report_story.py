@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,17 @@ def test_without_baseline_the_command_is_given(federated: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "method"), [("lm:tiny(r=2)", "local-lora"), ("vl:tiny", "local-adapter"), ("cnn-5", "standalone")]
+)
+def test_the_baseline_is_for_the_clients_models(model: str, method: str, federated: Path) -> None:
+    run = read_run(federated)
+    run = replace(run, experiment={**run.experiment, "models": [model], "modalities": "1:text"})
+    assert f" {method} was not run" in story.verdict(run, None)
+    assert f"`unalike run {method} " in story.remedy(run)
+    assert "--modalities 1:text" in story.remedy(run)
+
+
 def test_the_baseline_itself(alone: Path) -> None:
     assert sentence(alone) == (
         "Each client alone: mean test accuracy is 0.811 over 10 clients, the worst client’s 0.330 (client 3). "
@@ -176,7 +188,7 @@ def test_failed_methods_are_told_with_their_reason() -> None:
     broken = method("fedavg", None, status="failed", reason="client 3 ran out of memory.")
     assert told(method("pfedafm", 0.9), broken) == [
         "Only pfedafm finished: mean accuracy 0.900.",
-        "Whether federating pays is not known: standalone did not finish or was not run.",
+        "Whether federating pays is not known: no method that trains each client alone did finish.",
         "fedavg failed: client 3 ran out of memory.",
     ]
     assert told(broken) == ["No method finished.", "fedavg failed: client 3 ran out of memory."]

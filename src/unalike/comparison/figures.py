@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import summary
+from ..report.alone import BASELINES
 from .cells import Cell, Cells
 from .spec import Comparison
 
@@ -20,7 +21,7 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
         for label, own in reported.items()
     }
     target = asked.target or _within_reach(summaries.get(asked.judged, {}))
-    alone = next((summaries[n] for n, own in asked.methods.items() if own["method"] == "standalone"), {})
+    alone = next((summaries[n] for n, own in asked.methods.items() if own["method"] in BASELINES), {})
     found = []
     for label, own in reported.items():
         reasons = list(dict.fromkeys(filter(None, map(cells.failed, own))))

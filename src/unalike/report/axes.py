@@ -8,7 +8,8 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .records import BASELINE, Event
+from .alone import BASELINES
+from .records import Event
 from .svg import HUES, colour
 
 MANY = 60
@@ -19,14 +20,14 @@ Curve = dict[int, float]
 
 def hues(names: Sequence[str]) -> dict[str, str]:
     """A role per name; the baseline is always grey."""
-    others = [name for name in names if name != BASELINE]
+    others = [name for name in names if name not in BASELINES]
     chosen = {name: HUES[i % (len(HUES) - 1)] for i, name in enumerate(others)}
     return {name: chosen.get(name, "c6") for name in names}
 
 
 def few(names: Sequence[str]) -> bool:
     """Whether there is a hue for each."""
-    return len([name for name in names if name != BASELINE]) < len(HUES)
+    return len([name for name in names if name not in BASELINES]) < len(HUES)
 
 
 def emphasised(names: Sequence[str], marked: Sequence[str]) -> dict[str, str]:

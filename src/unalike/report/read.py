@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from unalike.errors import InputError
 from unalike.telemetry.events import total
 
+from .alone import BASELINES
 from .records import (
-    BASELINE,
     Asked,
     Audit,
     Compared,
@@ -92,14 +92,15 @@ def read_grid(folder: Path) -> Grid:
 
 
 def find_baseline(folder: Path, run: Run) -> Run | None:
-    """The best finished standalone run beside this one, same partition and seed. Broken neighbours are passed over."""
-    if run.algorithm == BASELINE or run.partition_hash is None:
+    """The best finished run beside this one whose clients are alone, same partition and seed. Broken neighbours are
+    passed over."""
+    if run.algorithm in BASELINES or run.partition_hash is None:
         return None
     found = []
     for sibling in sorted(folder.resolve().parent.iterdir()):
         with suppress(InputError):
             summary = _file(sibling / "summary.json", Summary)
-            if summary and summary.algorithm == BASELINE and summary.seed == run.summary.seed:
+            if summary and summary.algorithm in BASELINES and summary.seed == run.summary.seed:
                 found.append(read_run(sibling))
     fitting = [other for other in found if other.partition_hash == run.partition_hash and shared_clients(run, other)]
     return max(fitting, key=lambda other: other.summary.accuracy.mean or 0, default=None)

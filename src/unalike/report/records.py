@@ -28,8 +28,6 @@ from .measured import (
     known,
 )
 
-BASELINE = "standalone"
-
 
 def _numbers(values: Any) -> Any:
     """Drops whatever is no number: a method may tell more than a page can show."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from . import classes, course, elsewhere, forgotten, impressions, likeness, pictures, story, views, work
+from .alone import BASELINES
 from .axes import MANY, validation
 from .html import Html, definitions, document, figure, linked, prose, section, table, tag
-from .records import BASELINE, Client, Run
+from .records import Client, Run
 from .sections import alpha, asked, partition, provenance, shift_of, simulated, trains_on
 from .svg import inline
 from .units import duration, flops, fraction, signed, size, whole
@@ -44,7 +45,7 @@ def page(run: Run, other: Run | None) -> str:
 def _result(run: Run, other: Run | None) -> Html:
     state = "" if run.finished else prose(f"Unfinished after round {run.summary.rounds or 0}.", class_="state")
     doubt = story.caution(run, other)
-    remedy = "" if other or run.algorithm == BASELINE else prose(story.remedy(run))
+    remedy = "" if other or run.algorithm in BASELINES else prose(story.remedy(run))
     verdict = prose(story.verdict(run, other), class_="verdict")
     return section("The result in one sentence", state, verdict, prose(doubt) if doubt else "", remedy)
 
@@ -66,7 +67,7 @@ def _clients(run: Run, other: Run | None) -> Html:
     if len(run.summary.accuracy.per_client) > MANY:
         caption += " The clients are in ascending order of it."
     elif other:
-        rival = "alone" if other.algorithm == BASELINE else f"with {other.algorithm}"
+        rival = "alone" if other.algorithm in BASELINES else f"with {other.algorithm}"
         caption += f" The stroke across a bar is the same client {rival}; who lost is orange."
     return section("Each client", figure(inline(pictures.clients(run, other), "clients"), caption))
 
@@ -128,7 +129,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         **forgotten.about(run, i),
     }
     if other:
-        rival = "alone" if other.algorithm == BASELINE else other.algorithm
+        rival = "alone" if other.algorithm in BASELINES else other.algorithm
         row[rival] = fraction(other.summary.accuracy.per_client.get(i))
         row["difference"] = signed(story.gains(run, other).get(i))
     return row

@@ -6,8 +6,9 @@ import math
 import shlex
 from statistics import fmean, stdev
 
+from .alone import BASELINES, alone_with
 from .read import shared_clients
-from .records import BASELINE, Method, Run
+from .records import Method, Run
 from .units import counted, fraction, interval, listing, points, signed
 
 SAME = 5e-4
@@ -17,7 +18,7 @@ ONE_SEED = "With a single seed there is no interval: these differences may be ch
 
 SAME_CLIENTS = (
     *("data", "data_path", "label", "site_column", "group_column", "impute", "image_size", "clients", "partition"),
-    *("split", "min_per_client", "shift"),
+    *("split", "min_per_client", "shift", "unseen", "modalities"),
     *("models", "feature_width", "seed", "rounds", "fraction", "local_epochs", "batch_size"),
 )
 """Keys of an experiment that decide who the clients are and what budget they have."""
@@ -36,13 +37,16 @@ def verdict(run: Run, other: Run | None) -> str:
     """The result in one sentence."""
     if run.summary.accuracy.mean is None:
         return "No test accuracy was recorded."
-    if run.algorithm == BASELINE and other is None:
+    if run.algorithm in BASELINES and other is None:
         return f"Each client alone: {_level(run)}. This is what federating has to beat."
     if other is None:
-        told, unknown = _level(run), f"Whether federating paid is not known: {BASELINE} was not run on this partition."
+        told, unknown = (
+            _level(run),
+            f"Whether federating paid is not known: {_alone(run)} was not run on this partition.",
+        )
         return f"{told[0].upper()}{told[1:]}. {unknown}"
     ours, theirs = run.summary.accuracy, other.summary.accuracy
-    rival = "alone" if other.algorithm == BASELINE else f"with {other.algorithm}"
+    rival = "alone" if other.algorithm in BASELINES else f"with {other.algorithm}"
     return (
         f"{_judgement(run, other)}: mean accuracy {fraction(ours.mean)} against {fraction(theirs.mean)} {rival}; "
         f"{_for_whom(gains(run, other))}; the worst client’s accuracy "
@@ -70,7 +74,13 @@ def remedy(run: Run) -> str:
         for name in SAME_CLIENTS
         if run.experiment.get(name) not in (None, [], {})
     ]
-    return f"This, run beside it and followed by a new report, would tell: `unalike run {BASELINE} {' '.join(given)}`"
+    return (
+        f"This, run beside it and followed by a new report, would tell: `unalike run {_alone(run)} {' '.join(given)}`"
+    )
+
+
+def _alone(run: Run) -> str:
+    return alone_with(run.experiment.get("models") or [])
 
 
 def _option(value: object) -> str:
@@ -94,10 +104,10 @@ def _judgement(run: Run, other: Run) -> str:
     worst = (run.summary.accuracy.worst or 0) - (other.summary.accuracy.worst or 0)
     fair = worst > -SAME and sum(g > SAME for g in won) >= sum(g < -SAME for g in won)
     paid, not_paid = ("Federating paid", "Federating did not pay")
-    if other.algorithm != BASELINE:
+    if other.algorithm not in BASELINES:
         paid, not_paid = f"{run.algorithm} is ahead", f"{run.algorithm} is behind"
     if abs(mean) < SAME:
-        return not_paid if other.algorithm == BASELINE else f"{run.algorithm} is level"
+        return not_paid if other.algorithm in BASELINES else f"{run.algorithm} is level"
     if mean > 0:
         return paid if fair else f"{paid} on the mean only"
     return f"{not_paid} on the mean, though it lifted the worst client" if worst > SAME else not_paid
@@ -135,14 +145,14 @@ def comparison(methods: list[Method]) -> list[str]:
         if others
         else [f"Only {best.method} finished: mean accuracy {mean_of(best)}."]
     )
-    alone = next((m for m in others if m.method == BASELINE), None)
-    if best.method == BASELINE and others:
-        told += [f"No federated method beat {BASELINE}. The nearest: {_behind(best, others[0])}."]
+    alone = next((m for m in others if m.method in BASELINES), None)
+    if best.method in BASELINES and others:
+        told += [f"No federated method beat {best.method}. The nearest: {_behind(best, others[0])}."]
     elif alone:
         told += [f"Federating paid on the mean: {_behind(best, alone)}."]
-    elif best.method != BASELINE:
-        told += [f"Whether federating pays is not known: {BASELINE} did not finish or was not run."]
-    if others and best.method != BASELINE and others[0] is not alone:
+    elif best.method not in BASELINES:
+        told += ["Whether federating pays is not known: no method that trains each client alone did finish."]
+    if others and best.method not in BASELINES and others[0] is not alone:
         told += [f"The next best: {_behind(best, others[0])}."]
     if others and any(m.ci95 is None for m in done):
         told += [ONE_SEED]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from .alone import BASELINES
 from .paired import Gap, best_other, gap, named, ranked, reference_name
-from .records import BASELINE, Compared, Grid, Method
+from .records import Compared, Grid, Method
 from .story import ONE_SEED, SAME, mean_of
 from .units import counted, listing, points, signed
 
@@ -109,11 +110,11 @@ def _tally(reference: Method, others: Sequence[Method]) -> str:
 
 def _alone(reference: Method, others: Sequence[Method]) -> str:
     """Whether it beat each client alone, where the verdict has not said so."""
-    alone = named(others[1:], BASELINE)
+    alone = next((m for m in others[1:] if m.method in BASELINES), None)
     if alone is None:
         return ""
     found = gap(reference, alone)
-    return f"It is {_placed(found)} {BASELINE}{f' ({bounds(found)})' if found.half is not None else ''}."
+    return f"It is {_placed(found)} {alone.method}{f' ({bounds(found)})' if found.half is not None else ''}."
 
 
 def _counts(gaps: Sequence[Gap]) -> tuple[int | str, int | str, str]:
