@@ -72,7 +72,7 @@ def remedy(run: Run) -> str:
     given = [
         f"--{name.replace('_', '-')} {shlex.quote(_option(run.experiment[name]))}"
         for name in SAME_CLIENTS
-        if run.experiment.get(name) not in (None, [], {})
+        if run.experiment.get(name) not in (None, [], {}) and (name, run.experiment[name]) != ("unseen", 0)
     ]
     return (
         f"This, run beside it and followed by a new report, would tell: `unalike run {_alone(run)} {' '.join(given)}`"
