@@ -24,7 +24,7 @@ def test_a_name_says_model_and_adapters() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("lm:x(rank=4)", "no option 'rank'; a language model has r, alpha, dropout, targets, dtype, length"),
+        ("lm:x(rank=4)", "no option 'rank'; it has r, alpha, dropout, targets, dtype, length"),
         ("lm:x(r=0)", "r = 0 is refused: give a whole number from 1"),
         ("lm:x(r=True)", "r = True is refused"),
         ("lm:x(dropout=1)", "dropout = 1 is refused: give a number from 0, below 1"),

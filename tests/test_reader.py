@@ -27,7 +27,7 @@ def test_a_name_says_model_and_options() -> None:
     [
         ("lm:tiny", "takes no images and questions: give vl:FOLDER"),
         ("vl:", "takes no images and questions"),
-        ("vl:a/b(rank=4)", "has no option 'rank'; such a model has reduction, dtype"),
+        ("vl:a/b(rank=4)", "has no option 'rank'; it has reduction, dtype"),
         ("vl:a/b(reduction=0)", "reduction = 0 is refused: give a whole number from 1"),
         ("vl:a/b(reduction=True)", "reduction = True is refused"),
         ("vl:a/b(dtype='int8')", "dtype = 'int8' is refused: give one of float32, bfloat16, float16"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import pretrained
 from .errors import InputError
-from .plugins import VISION_LANGUAGE, parse_call, require_extra
+from .plugins import VISION_LANGUAGE, require_extra
 
 MODALITIES = ("image", "text")
 MADE_HERE = {
@@ -51,22 +51,11 @@ class Foundation:
     @classmethod
     def read(cls, name: str) -> Foundation:
         """What `name` says; `InputError` when it names no such model, or when an option is wrong."""
-        model, options = parse_call(name)
-        if not is_multimodal(name) or model == VISION_LANGUAGE:
-            raise InputError(f"model {name!r} takes no images and questions: give vl:FOLDER, vl:HUB/ID or vl:tiny")
-        known = [f.name for f in fields(cls) if f.name != "model"]
-        for option in options:
-            if option not in known:
-                raise InputError(f"model {name} has no option {option!r}; such a model has {', '.join(known)}")
-        found = cls(model.removeprefix(VISION_LANGUAGE), **options)
-        for option, is_right, right in _ranges(found):
-            if not is_right:
-                raise InputError(f"model {name}: {option} = {getattr(found, option)!r} is refused: give {right}")
-        return found
+        otherwise = "takes no images and questions: give vl:FOLDER, vl:HUB/ID or vl:tiny"
+        return pretrained.read(cls, VISION_LANGUAGE, name, otherwise, _ranges)
 
 
-def _ranges(f: Foundation) -> Iterable[tuple[str, bool, str]]:
-    """Each option, whether it is right, and what would be."""
+def _ranges(f: Foundation) -> pretrained.Ranges:
     yield "reduction", type(f.reduction) is int and f.reduction >= 1, "a whole number from 1"
     yield "dtype", f.dtype in pretrained.DTYPES, f"one of {', '.join(pretrained.DTYPES)}"
 

@@ -15,10 +15,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,22 +79,38 @@ class Adapted:
     @classmethod
     def read(cls, name: str) -> Adapted:
         """What `name` says; `InputError` when it names no language model, or when an option is wrong."""
-        model, options = parse_call(name)
-        if not is_language(name) or model == LANGUAGE:
-            raise InputError(f"model {name!r} is no language model: give lm:FOLDER, lm:FILE.gguf or lm:HUB/ID")
-        known = {f.name: f.type for f in fields(cls) if f.name != "model"}
-        for option in options:
-            if option not in known:
-                raise InputError(f"model {name} has no option {option!r}; a language model has {', '.join(known)}")
-        found = cls(model.removeprefix(LANGUAGE), **options)
-        for option, is_right, right in _ranges(found):
-            if not is_right:
-                raise InputError(f"model {name}: {option} = {getattr(found, option)!r} is refused: give {right}")
-        return found
+        return read(cls, LANGUAGE, name, "is no language model: give lm:FOLDER, lm:FILE.gguf or lm:HUB/ID", _ranges)
 
 
-def _ranges(a: Adapted) -> Iterable[tuple[str, bool, str]]:
-    """Each option, whether it is right, and what would be."""
+Named = TypeVar("Named")
+Ranges: TypeAlias = Iterable[tuple[str, bool, str]]
+"""Options, whether each is right, and what would be."""
+
+
+def read(kind: type[Named], mark: str, name: str, otherwise: str, ranges: Callable[[Named], Ranges]) -> Named:
+    """A model of others by its name, mark, model and options: a dataclass with the field `model` and its options.
+
+    Args:
+        otherwise: what is said of a name without the mark or the model.
+
+    Raises:
+        InputError: it is such a name, has an unknown option, or one that is out of range.
+    """
+    model, options = parse_call(name)
+    if not model.startswith(mark) or model == mark:
+        raise InputError(f"model {name!r} {otherwise}")
+    known = [f.name for f in fields(kind) if f.name != "model"]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise InputError(f"model {name} has no option {option!r}; it has {', '.join(known)}")
+    found = kind(model.removeprefix(mark), **options)  # type: ignore[call-arg]
+    for option, is_right, right in ranges(found):
+        if not is_right:
+            raise InputError(f"model {name}: {option} = {getattr(found, option)!r} is refused: give {right}")
+    return found
+
+
+def _ranges(a: Adapted) -> Ranges:
     yield "r", type(a.r) is int and a.r >= 1, "a whole number from 1"
     yield "alpha", isinstance(a.alpha, int | float) and a.alpha > 0, "a number > 0"
     yield "dropout", isinstance(a.dropout, int | float) and 0 <= a.dropout < 1, "a number from 0, below 1"
