@@ -342,9 +342,9 @@ def test_no_row_is_needed_of_other_clients(tmp_path: Path, table: Federation, mo
     """A site holds the data of its own clients only."""
     asked, real = set[int](), Federation.data
 
-    def data(self: Federation, client: int, part: str, by: int | None = None) -> Batch:
+    def data(self: Federation, client: int, part: str, *how: Any) -> Batch:
         asked.add(client)
-        return real(self, client, part, by)
+        return real(self, client, part, *how)
 
     monkeypatch.setattr(Federation, "data", data)
     trained(opened(tmp_path, table, clients=(1,)), table, 1)
