@@ -128,8 +128,9 @@ class Reader:
         self.ids = functools.lru_cache(maxsize=2**16)(self._ids)
 
     def _ids(self, question: str) -> tuple[int, ...]:
-        """All tokens of a question, never cut; none of an empty one."""
-        return tuple(self._inner(question, verbose=False)["input_ids"]) if question else ()
+        """All tokens of a question, never cut; none of an empty one, nor where the model does not read."""
+        reads = question and "text" in self.modalities
+        return tuple(self._inner(question, verbose=False)["input_ids"]) if reads else ()
 
     def questions(self, texts: Sequence[str]) -> Tensor:
         """(n, T) int64, T the tokens of the longest question and at least 1."""
@@ -168,16 +169,7 @@ def _with_defaults(folder: Path) -> dict[str, Any]:
 def _tokeniser(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make one that knows no word
         raise InputError(f"{folder} has no tokeniser: put {VOCABULARIES[0]} there, as save_pretrained writes it")
-    transformers, logging = map(importlib.import_module, ("transformers", "transformers.utils.logging"))
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # else it warns that it does not know the kind of a model made here
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{folder} has no tokeniser that can be read: {reason}") from error
-    finally:
-        logging.set_verbosity(told)
+    found = pretrained.tokeniser_in(folder)
     if found.pad_token_id is None:
         raise InputError(f"the tokeniser of {folder} has no token that fills rows up: set its pad_token")
     return found

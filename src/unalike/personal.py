@@ -112,10 +112,10 @@ class PersonalModel:
             raise InputError(f"the model takes rows of kind {self.preprocess.kind}, no questions about images")
         read_by = reader(Foundation.read(self.preprocess.model).model)
         for i, question in enumerate(questions):
-            if len(read_by.ids(question) if "text" in read_by.modalities else ()) > read_by.longest:
+            if len(read_by.ids(question)) > read_by.longest:
                 raise InputError(f"question {i + 1} is longer than the {read_by.longest} tokens that the model takes")
         n, side, ready = len(questions), read_by.side, self.ready_on(device)
-        asked = {"x": read_by.questions(questions if "text" in read_by.modalities else [""] * n)}
+        asked = {"x": read_by.questions(questions)}
         if side:
             shown = np.full(n, images is not None) if pictured is None else pictured
             blank = np.zeros((n, 3, side, side), np.uint8)

@@ -275,15 +275,21 @@ def tokeniser(model: str) -> Tokeniser:
     return Tokeniser(located(model))
 
 
+def tokeniser_in(folder: Path) -> Any:
+    """The library's tokeniser in a model's folder."""
+    try:
+        with quiet():  # else it warns that it does not know the kind of a model made here
+            return importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{folder} has no tokeniser that can be read: {reason}") from error
+
+
 class Tokeniser:
     """Texts to rows of token ids and back. Answers end with `eos`, and rows are filled up with `pad`."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self._inner: Any = importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(folder))
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(f"{folder} has no tokeniser that can be read: {reason}") from error
+        self._inner = tokeniser_in(folder)
         ends = [self._inner.eos_token_id, self._inner.sep_token_id, self._inner.pad_token_id]
         eos = next((end for end in ends if end is not None), None)
         if eos is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-ALONE = {"": "standalone", "lm:": "local-lora", "vl:": "local-adapter"}
+from ..plugins import LANGUAGE, VISION_LANGUAGE
+
+NETWORKS = "standalone"
+FOUNDATIONS = {LANGUAGE: "local-lora", VISION_LANGUAGE: "local-adapter"}
 """What names of models begin with to the method for such models."""
-BASELINES = tuple(ALONE.values())
+BASELINES = (NETWORKS, *FOUNDATIONS.values())
 
 
 def alone_with(models: Sequence[str]) -> str:
-    """The method for clients that have these models."""
-    return next((ALONE[mark] for mark in ALONE if mark and any(name.startswith(mark) for name in models)), ALONE[""])
+    """The method for clients that have these models; in a federation all are of one kind."""
+    return next((FOUNDATIONS[mark] for mark in FOUNDATIONS if models and models[0].startswith(mark)), NETWORKS)

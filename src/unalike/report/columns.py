@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .measured import SCOPES, VIEWS, Budgets, Difference, Figure, Target
+from .measured import ELSEWHERE, SCOPES, VIEWS, WITHOUT, Budgets, Difference, Figure, Target
 from .paired import reference_name
 from .records import Method
 from .units import duration, flops, fraction, interval, percent, signed, size
@@ -93,9 +93,9 @@ def legend(methods: Sequence[Method]) -> str:
             " Local alone, shared alone: each client’s own test rows, predicted with the one part of its model that "
             "stays, or with the one that all share."
         )
-    if any(m.scopes.keys() & {"no-image", "no-text"} for m in methods):
+    if any(m.scopes.keys() & {*WITHOUT} for m in methods):
         told += " On no-image, no-text: each client’s own test rows, their images or their questions taken away."
-    if any(m.scopes.keys() & {"others", "all", "unseen"} for m in methods):
+    if any(m.scopes.keys() & {*ELSEWHERE} for m in methods):
         told += (
             " On others, all, unseen: each client’s model on the test rows of all other clients, of all, or of clients "
             "that took no part, each of those counting once."

@@ -49,8 +49,9 @@ class Forgetting(_Record):
     by_round: dict[int, float] = {}
 
 
-SCOPES = ("others", "all", "unseen", "no-image", "no-text")
-"""Whose test rows models may have been scored on beside their own clients'."""
+ELSEWHERE, WITHOUT = ("others", "all", "unseen"), ("no-image", "no-text")
+SCOPES = ELSEWHERE + WITHOUT
+"""What models may have been scored on beside their own clients' test rows: others', or their own without a part."""
 VIEWS = ("local", "shared")
 """Ways in which a method lets its model be seen, each scored on the own client's test rows."""
 
