@@ -13,6 +13,7 @@ from unalike.summary import (
     over_clients,
     over_seeds,
     pooled_at,
+    rounds_to,
     share_ahead,
     until,
 )
@@ -90,6 +91,8 @@ def test_bytes_until_the_target() -> None:
     assert until(events, 0.7) == (3, 630)
     assert until(events, 0.8) == (5, 1550)
     assert until(events, 0.95) is None
+    assert (rounds_to(events, 0.75), rounds_to(events, 0.9)) == (3, 5)
+    assert rounds_to(events[:3], 0.9) is None, "it was scored only once"
 
 
 def summary(accuracy: float, up: int = 10, flops: float | None = 5.0) -> dict[str, Any]:

@@ -212,6 +212,15 @@ def until(events: Iterable[Mapping[str, Any]], accuracy: float) -> tuple[int, fl
     return None
 
 
+def rounds_to(events: Sequence[Mapping[str, Any]], share: float) -> int | None:
+    """The first round that reaches this share of the run's own last validation accuracy; None if scored only once."""
+    found = [event["metrics"] for event in events if event["event"] == "round" and "validation" in event["metrics"]]
+    if len(found) < 2:
+        return None
+    reached = until(events, share * found[-1]["validation"]["accuracy"])
+    return reached and reached[0]
+
+
 def average(values: Iterable[float]) -> float:
     """The mean of a few numbers."""
     found = list(values)

@@ -117,6 +117,14 @@ def test_a_target_that_is_given(cells: Cells) -> None:
     assert none == {"accuracy": 0.99, "bytes": None, "rounds": None, "reached": 0, "seeds": 2}
 
 
+def test_how_soon_a_run_is_nearly_where_it_ends(cells: Cells) -> None:
+    """pFedAFM: 0.45 and 0.63, both in round 3; standalone: 0.45 in round 1, 0.18 in round 2."""
+    found = by_method(cells, comparison())
+    assert found[OURS]["rounds_to_90"] == {"mean": 3.0, "ci95": 0.0, "per_seed": [3.0, 3.0]}
+    assert found[ALONE]["rounds_to_90"]["per_seed"] == [1.0, 2.0]
+    assert found[OTHER]["rounds_to_90"]["per_seed"] == [3.0]
+
+
 def test_what_failed_is_said_and_the_seeds_that_are_there_count(cells: Cells) -> None:
     found = by_method(cells, comparison())
     line = found[OTHER]

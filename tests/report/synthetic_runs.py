@@ -151,6 +151,7 @@ def row(name: str, means: Sequence[float], reference: Mapping[str, Any] | None =
         "beats_standalone": 0.7,
         "difference": difference,
         "target": {"accuracy": 0.8, "bytes": 12_300_000, "rounds": 14.0, "reached": 2, "seeds": 3},
+        "rounds_to_90": {"mean": 4.0, "ci95": 1.2, "per_seed": [4.0, 3.5, 4.5]},
         "bytes_per_round": {"up": 9_350_000, "down": 9_350_000},
         "chosen": {"lr": 0.05, "momentum": 0.9},
         "trials": 24,

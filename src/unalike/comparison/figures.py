@@ -13,6 +13,9 @@ from .spec import Comparison
 REACHES = 0.95
 """The share of the reference's validation accuracy that is the target where none is given."""
 
+NEARLY = 0.9
+"""The share of its own last validation accuracy that a run is nearly done at: the sooner, the faster it learns."""
+
 
 def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]], trials: int) -> list[dict[str, Any]]:
     """A line for each method that has begun; `reported` holds its cells, a seed each, as far as they are known."""
@@ -40,6 +43,7 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
             | {"balanced_difference": _difference(label, summaries, asked.judged, _balanced)}
             | {"beats_standalone": _ahead(by_seed, alone)}
             | {"target": _until(cells, [c for c in own if c.seed in by_seed], target)}
+            | {"rounds_to_90": _nearly(cells, [c for c in own if c.seed in by_seed])}
         )
     return found
 
@@ -98,3 +102,9 @@ def _until(cells: Cells, own: Sequence[Cell], accuracy: float | None) -> dict[st
         "reached": len(reached),
         "seeds": len(own),
     }
+
+
+def _nearly(cells: Cells, own: Sequence[Cell]) -> dict[str, Any] | None:
+    """Rounds until `NEARLY` of the own end, over seeds; None where a run was scored only once."""
+    rounds = [found for cell in own if (found := summary.rounds_to(cells.events(cell), NEARLY))]
+    return summary.with_interval([float(r) for r in rounds]) if rounds and len(rounds) == len(own) else None

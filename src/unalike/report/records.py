@@ -246,6 +246,7 @@ class Method(Record):
     forgetting: Figure = Figure()
     scopes: dict[str, Figure] = {}
     target: Target | None = None
+    rounds_to_90: Figure = Figure()
     bytes_up: float | None = None
     bytes_down: float | None = None
     bytes_per_round: BytesPerRound = BytesPerRound()
