@@ -1,6 +1,6 @@
 """The models of one run of feddpa under other weightings than the run's own, without training them again.
 
-    python benchmarks/feddpa/weightings.py RUN --out F.jsonl
+    python benchmarks/feddpa/weightings.py RUN --out F.jsonl [--only "fixed ½" "local only" ...]
     python benchmarks/feddpa/weightings.py --table F.jsonl
 
 A weighting changes what is predicted and nothing that is trained. The models are the last round's, and each client's
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--only", nargs="+", choices=WEIGHTINGS, default=[*WEIGHTINGS], metavar="NAME")
     given = parser.parse_args()
     if given.table:
         print("| run | weighting | P | TTP |\n|---|---|---|---|")
@@ -67,7 +68,8 @@ def main() -> None:
     if not (given.run and given.out):
         parser.error("give a run folder and --out, or --table")
     known = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    for name, settings in WEIGHTINGS.items():
+    for name in given.only:
+        settings = WEIGHTINGS[name]
         line = {"run": given.run.name, "weighting": name}
         if not any(line.items() <= old.items() for old in known):
             line |= scores(given.run, settings) | {"commit": runs.commit()}  # type: ignore[arg-type]
