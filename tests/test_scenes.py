@@ -143,6 +143,23 @@ def test_functions_are_clients_with_one_kind_of_question_each(tmp_path: Path) ->
     assert own == dict(zip(questions.KINDS, map(set, whole), strict=True))
 
 
+def test_reports_tell_what_is_asked_and_some_rows_lack_a_part(tmp_path: Path) -> None:
+    folders.write_reports(tmp_path, train=40, test=20)
+    source = load(str(tmp_path))
+    assert source.sites is not None
+    assert Counter(source.sites) == {"north": 60, "south": 60, "west": 60, "written": 25, "xray": 25}
+    north, written, xray = (
+        [json.loads(line) for line in (tmp_path / f"{name}.train.jsonl").read_text().splitlines()]
+        for name in ("north", "written", "xray")
+    )
+    assert [row.keys() - {"answer"} for row in north[:5]] == [*[{"image", "question"}] * 3, {"question"}, {"image"}]
+    told = [row for row in [*north, *written] if row["answer"] in world.COLOURS]
+    assert told
+    assert all(f"a {row['answer']} " in row["question"] for row in told)
+    assert all(row["image"] and row["question"] for row in written)
+    assert all(row.keys() == {"image", "answer"} and row["answer"] in world.SHAPES for row in xray)
+
+
 def test_the_package_easy_vqa_is_divided_and_balanced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     forms = [
         ("is there a red shape?", "yes"),

@@ -2,6 +2,7 @@
 
     python -m unalike.scenes domains FOLDER       five clients, each with a visual style of its own
     python -m unalike.scenes functions FOLDER     five clients, each with a kind of question of its own
+    python -m unalike.scenes reports FOLDER       five clients with pictures and reports, of whom two are to lack one
     python -m unalike.scenes easy-vqa FOLDER      the package easy-vqa, divided by kind of question
     python -m unalike.scenes blood FOLDER SOURCE  questions about whole blood images with boxes of their cells
     python -m unalike.scenes model [FOLDER]       train `vl:tiny`; without a folder into the cache

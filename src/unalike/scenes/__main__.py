@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m unalike.scenes", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for what in ("domains", "functions", "easy-vqa", "blood"):
+    for what in ("domains", "functions", "reports", "easy-vqa", "blood"):
         command = commands.add_parser(what)
         command.add_argument("folder", type=Path)
         command.add_argument("--seed", type=int, default=0)
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     write: Mapping[str, Callable[..., Path]] = {
         "domains": folders.write_domains,
         "functions": folders.write_functions,
+        "reports": folders.write_reports,
         "easy-vqa": real.write_easy,
         "blood": real.write_blood,
     }
