@@ -274,7 +274,7 @@ def _product(grid: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
 
 def _listed(name: str, values: Any) -> list[Any]:
     if not isinstance(values, list | tuple) or not values:
-        raise InputError(f"{name} = {values!r} is refused: it should be a list")
+        raise InputError(f"{name} = {values!r} is refused: it should be a list of one or more")
     return list(values)
 
 
