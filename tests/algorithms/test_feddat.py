@@ -158,6 +158,20 @@ def test_resting_while_the_other_moves_within_one_visit(pictured: Federation) ->
         assert not tree.equal(before["head"], after["head"])
 
 
+@pytest.mark.parametrize(
+    ("head_by", "trains"), [("both", [True, True]), ("shared", [True, False]), ("dual", [False, True])]
+)
+def test_which_half_trains_the_head(head_by: str, trains: list[bool], pictured: Federation) -> None:
+    method = prepared(pictured, head_by=head_by)
+    it = job(method, pictured)
+    params = {"shared": it.down["adapter"], "local": it.state["adapter"], "head": it.state["head"]}
+    batch = it.data | {"z_s": outputs(method, it, [it.down["adapter"]], it.state["head"])}
+    for step, moves, trained in zip(method.steps(it.info, 1.0), ("shared", "local"), trains, strict=True):
+        tuned, _ = local.train([step], params, {"copy": it.down["adapter"]}, [batch], KEY)
+        assert not tree.equal(tuned[moves], params[moves])
+        assert tree.equal(tuned["head"], params["head"]) is not trained
+
+
 # The lessons ---------------------------------------------------------------------------------------------------------
 
 
