@@ -29,8 +29,8 @@ Deviations
 - The step size is constant; the authors' grows over most of every round.
 - A_c trains in every round. In the public code it trains in round 0 only, since evaluation leaves it without gradients.
 - α, and `warmup` rounds without KL, are ours; at their defaults 1 and 0 they change nothing.
-- So is `head_by`. By both halves, as here by default and there, a head takes two steps a batch, twice a rival's, and
-  overfits where rows are few; with `head_by` "shared" or "dual" it takes one.
+- So is `head_by`. By both halves, as here by default and there, a head takes two steps a batch, twice a rival's; with
+  `head_by` "shared" or "dual" it takes one.
 - Where `teacher` is one adapter alone, that is z_T; the second half trains the DAT as ever.
 """
 
