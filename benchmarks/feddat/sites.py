@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from unalike import runs
+from unalike.report.units import interval
 from unalike.summary import average, half_width
 
 
@@ -35,9 +36,8 @@ def per_client(folder: Path, line: dict[str, Any]) -> list[dict[str, float]]:
     return [summary["accuracy"]["per_client"] for summary in found]
 
 
-def told(values: list[float], digits: int = 3) -> str:
-    half = half_width(values)
-    return f"{average(values):.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+def told(values: list[float]) -> str:
+    return interval(average(values), half_width(values))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
     for label, own in reported.items():
         reasons = list(dict.fromkeys(filter(None, map(cells.failed, own))))
         by_seed = summaries[label]
+        finished = [cell for cell in own if cell.seed in by_seed]
         if not by_seed and not reasons:
             continue
         line = summary.over_seeds(label, [by_seed[s] for s in sorted(by_seed)], "; ".join(reasons))
@@ -37,13 +38,13 @@ def lines(asked: Comparison, cells: Cells, reported: Mapping[str, Sequence[Cell]
         found.append(
             line
             | {"seeds": sorted(by_seed) or list(asked.seeds)}
-            | {"runs": [cell.run for cell in own if cell.seed in by_seed]}
+            | {"runs": [cell.run for cell in finished]}
             | {"chosen": dict(own[0].chosen) if own else {}, "trials": trials}
             | {"difference": _difference(label, summaries, asked.judged, _accuracy)}
             | {"balanced_difference": _difference(label, summaries, asked.judged, _balanced)}
             | {"beats_standalone": _ahead(by_seed, alone)}
-            | {"target": _until(cells, [c for c in own if c.seed in by_seed], target)}
-            | {"rounds_to_90": _nearly(cells, [c for c in own if c.seed in by_seed])}
+            | {"target": _until(cells, finished, target)}
+            | {"rounds_to_90": _nearly(cells, finished)}
         )
     return found
 

@@ -81,10 +81,10 @@ def write_reports(folder: Path, seed: int = 0, side: int = 32, **rows: int) -> P
 
 def _asking(name: str, row: int) -> Ask:
     """What a row of a client of `reports` asks."""
-    reported = partial(_reported, REPORTED[row % len(REPORTED)])
-    lacks = {"written": "", "xray": "text"}.get(name, {3: "image", 4: "text"}.get(row % 5, ""))
-    ways: Mapping[str, Ask] = {"": reported, "image": partial(_unseen, reported), "text": _named}
-    return ways[lacks]
+    reported, large = partial(_reported, REPORTED[row % len(REPORTED)]), name not in SMALL
+    if name == "xray" or (large and row % 5 == 4):
+        return _named
+    return partial(_unseen, reported) if large and row % 5 == 3 else reported
 
 
 def _styles(strength: float) -> dict[str, str]:
