@@ -604,3 +604,29 @@ def test_the_server_computes_with_as_many_threads_as_a_client(tmp_path: Path) ->
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
+
+
+def test_operations_are_counted_by_a_clients_own_length_of_texts(tiny_lm: Path, tmp_path: Path) -> None:
+    """Two clients cost the same whichever is visited, and counted, first."""
+    brief, wordy = "how is the kite ?", "what about the sunrise people , how is the kite of the dawn ones ?"
+
+    def operations(first: str, second: str) -> float:
+        folder = tmp_path / str(len(first))
+        folder.mkdir()
+        for name, asked in (("a", first), ("b", second)):
+            rows = [{"instruction": asked, "output": "calm", "task": name, "category": "c"}] * 12
+            (folder / f"{name}.json").write_text(json.dumps(rows))
+        given = federation(str(folder), partition="site", models=[f"lm:{tiny_lm}(r=2)"])
+        found = api.run(
+            "fedit",
+            given,
+            rounds=1,
+            local_epochs=1,
+            max_new_tokens=1,
+            engine="serial",
+            report=False,
+            out=folder / "run",
+        )
+        return float(found.summary["flops"])
+
+    assert operations(brief, wordy) == operations(wordy, brief)

@@ -193,10 +193,11 @@ class Site:
     def _flops(self, job: Job[Any, Any]) -> float | None:
         """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows.
 
-        It is one for each set of branches that is sent, and for methods whose work changes with budget or phase one for
-        each kind of what was sent and kept.
+        It is one for each shape of a row (texts are as long as a client's longest) and each set of branches that is
+        sent, and for methods whose work changes with budget or phase one for each kind of what was sent and kept.
         """
-        work: Any = (job.info.tier, *sorted(job.down))
+        shapes = (tuple(rows.shape[1:]) for rows in job.data.values())
+        work: Any = (job.info.tier, *shapes, *sorted(job.down))
         if self.algorithm.memory_aware:
             leaves = tree.flatten({"down": job.down, "state": job.state})
             work = (work, *((name, tuple(leaf.shape)) for name, leaf in leaves.items()))
