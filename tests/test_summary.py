@@ -16,6 +16,7 @@ from unalike.summary import (
     rounds_to,
     share_ahead,
     until,
+    with_interval,
 )
 
 T1, T2 = 12.706205, 4.302653
@@ -120,6 +121,12 @@ def test_a_line_over_seeds() -> None:
     assert found["bytes_per_round"] == {"up": 10, "down": 20}
     assert found["train"] == {"loss": pytest.approx(0.5)}
     assert over_seeds("m", [summary(0.4), summary(0.6, flops=None)])["flops"] is None
+
+
+def test_rouge_over_seeds_where_all_have_it() -> None:
+    one, other = (summary(0.4) | {"rouge1": {"mean": value}} for value in (0.5, 0.7))
+    assert over_seeds("m", [one, other])["rouge1"] == with_interval([0.5, 0.7])
+    assert "rouge1" not in over_seeds("m", [one, summary(0.4)])
 
 
 def test_budgets_over_seeds() -> None:

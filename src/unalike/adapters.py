@@ -84,6 +84,11 @@ def require(method: str, models: Mapping[str, Spec], shared: str, clients: Seque
             )
         if Adapted.read(name).model != Adapted.read(common).model:
             raise InputError(f"{method}: client {info.id} has {name}, and its texts are no tokens of {common}")
+    if not language.writes(Adapted.read(models[shared].name)):
+        raise InputError(
+            f"{method} trains a model that writes answers, and {models[shared].name} only reads: give a causal "
+            "language model; one that reads may serve as feddpa's --encoder"
+        )
 
 
 def joined(rows: Sequence[Batch], pad: int) -> Batch:

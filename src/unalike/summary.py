@@ -138,6 +138,7 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
         **_budgets_over_seeds([s["memory"] | {"clients": s["clients"]} for s in summaries if "memory" in s]),
         **_pooled_over(summaries),
+        **_rouge_over(summaries),
         **_forgetting_over(summaries),
         **_scopes_over(summaries),
         "status": "failed" if reason else "done",
@@ -169,6 +170,12 @@ def _pooled_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         classes = sorted(set().union(*recalls), key=int)
         told["recall"] = {c: average(recall[c] for recall in recalls if c in recall) for c in classes}
     return {"pooled": told}
+
+
+def _rouge_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As "rouge1" the mean over clients of written answers' ROUGE-1, over seeds; nothing unless all have it."""
+    found = [s["rouge1"]["mean"] for s in summaries if "rouge1" in s]
+    return {"rouge1": with_interval(found)} if len(found) == len(summaries) else {}
 
 
 def _forgetting_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -629,4 +629,4 @@ def test_operations_are_counted_by_a_clients_own_length_of_texts(tiny_lm: Path, 
         )
         return float(found.summary["flops"])
 
-    assert operations(brief, wordy) == operations(wordy, brief)
+    assert operations(brief, wordy) == operations(wordy, brief) > 0

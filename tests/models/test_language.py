@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from unalike import models, tree
-from unalike.data.federation import Federation
+from unalike import api, models, tree
+from unalike.data.federation import Federation, federation
 from unalike.errors import InputError
 from unalike.models import language
 from unalike.pretrained import Adapted
@@ -220,19 +220,53 @@ def test_a_model_without_the_layers_says_which_it_has(tiny_lm: Path) -> None:
         models.check(Spec(f"lm:{tiny_lm}(targets='q_proj,query')", (8,), 2))
 
 
-def test_an_encoder_embeds_by_the_mean_and_writes_nothing(tmp_path: Path, tiny_lm: Path) -> None:
+def written(folder: Path, model: Any, tiny_lm: Path) -> Path:
+    """`folder` with a model, and the tokeniser of another."""
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_lm).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, tiny_lm: Path) -> Spec:
     config = transformers.BertConfig(
         vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     with Key.root(0).scope():
-        transformers.BertModel(config).save_pretrained(tmp_path)
-    transformers.AutoTokenizer.from_pretrained(tiny_lm).save_pretrained(tmp_path)
-    spec = Spec(f"lm:{tmp_path}(targets='query,value')", (8,), 2)
+        folder = written(tmp_path, transformers.BertModel(config), tiny_lm)
+    return Spec(f"lm:{folder}(targets='query,value')", (8,), 2)
+
+
+def test_layers_of_gpt2_carry_adapters_too(tmp_path: Path, tiny_lm: Path, batch: Mapping[str, Tensor]) -> None:
+    """Its layers keep their weights transposed, and queries, keys and values in one."""
+    with Key.root(0).scope():
+        small = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=200, n_embd=16, n_layer=1, n_head=2))
+    spec = Spec(f"lm:{written(tmp_path, small, tiny_lm)}(r=2, targets='c_attn')", (8,), 2)
+    assert language.parameters(spec) == 2 * (16 + 48)
+    both = {name: noisy(spec, i) for i, name in enumerate(language.NAMES)}
+    together = language.answer_logits(spec, both, batch, A)
+    alone = [language.answer_logits(spec, {name: both[name]}, batch) for name in language.NAMES]
+    assert torch.allclose(together[0], alone[0][0], atol=1e-6)
+    assert torch.allclose(together[-1], alone[1][-1], atol=1e-6)
+    assert not torch.allclose(together[-1], alone[0][-1], atol=1e-3)
+
+
+def test_a_method_that_trains_what_writes_refuses_what_only_reads(encoder: Spec, eight: Path) -> None:
+    given = federation(str(eight), partition="site", models=[encoder.name])
+    with pytest.raises(InputError, match=r"fedit trains a model that writes answers, and lm:\S+ only reads"):
+        api.prepare("fedit", given)
+
+
+def test_an_encoder_embeds_by_the_mean_and_writes_nothing(encoder: Spec) -> None:
+    spec = encoder
     adapter = {"global": noisy(spec, 0)}
     x = language.tokens_of(spec).prompts(["how is the fox ?", "say fox ."], 64)
     alone = torch.cat([language.embed(spec, adapter, x[i : i + 1]) for i in range(2)])
     assert torch.allclose(language.embed(spec, adapter, x), alone, atol=1e-5)
-    assert language.embed(spec, adapter, x).shape == (2, 16)
+    with torch.no_grad(), language.base(spec).bound(adapter) as model:
+        hidden = model(input_ids=x[:1]).last_hidden_state  # of the longer row, which has no padding
+    assert torch.allclose(alone[0], hidden[0].mean(0), atol=1e-5)
+    assert alone.shape == (2, 16)
     with pytest.raises(InputError, match="writes no answers"):
         language.generate(spec, adapter, x, tokens=2)
 

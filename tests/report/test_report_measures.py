@@ -160,7 +160,9 @@ OVER = {
     "lowest_recall": {"mean": 0.1, "ci95": 0.02},
     "recall": {"0": 0.9, "2": 0.1},
 }
-OURS = row("ours", [0.9, 0.8], pooled=OVER, forgetting={"mean": -0.03, "ci95": 0.01})
+OURS = row(
+    "ours", [0.9, 0.8], pooled=OVER, forgetting={"mean": -0.03, "ci95": 0.01}, rouge1={"mean": 0.6, "ci95": 0.03}
+)
 FAR = row("far", [0.8, 0.7], OURS, pooled=OVER, balanced_difference={"to": "ours", "mean": 0.1, "ci95": 0.02})
 BARE = row("bare", [0.8, 0.7], OURS)
 
@@ -172,10 +174,11 @@ def test_columns_of_a_comparison(tmp_path: Path) -> None:
     table = (folder / "compare.md").read_text(encoding="utf-8")
     head = [cell.strip() for cell in table.splitlines()[0].split("|")]
     cells = {line.split("|")[1].strip(): line.split("|") for line in table.splitlines()[2:5]}
-    at = {name: head.index(name) for name in ("balanced, all rows", "lowest recall", "forgetting")}
+    at = {name: head.index(name) for name in ("balanced, all rows", "lowest recall", "ROUGE-1", "forgetting")}
     told = {name: {method: cells[method][place].strip() for method in cells} for name, place in at.items()}
     assert told["balanced, all rows"] == {"ours": "0.500 ± 0.010", "far": "0.500 ± 0.010", "bare": ""}
     assert told["lowest recall"]["far"] == "0.100 ± 0.020"
+    assert told["ROUGE-1"] == {"ours": "0.600 ± 0.030", "far": "", "bare": ""}
     assert told["forgetting"] == {"ours": "−0.030 ± 0.010", "far": "", "bare": ""}
     paired = head.index("balanced points to ours")
     assert [cells[m][paired].strip() for m in ("ours", "far", "bare")] == ["reference", "+10.0 ± 2.0", ""]
@@ -192,7 +195,7 @@ def test_a_comparison_without_them_has_no_such_columns(tmp_path: Path) -> None:
     page = write(folder).read_text(encoding="utf-8")
     table = (folder / "compare.md").read_text(encoding="utf-8")
     assert classes.TITLE not in page
-    assert not re.search("balanced|recall|forgetting", table)
+    assert not re.search("balanced|recall|forgetting|ROUGE", table)
 
 
 def test_each_regime_of_a_grid_has_its_recalls_with_the_classes_names(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ..algorithms import build
 from ..answering import Viewed
 from ..data.federation import WITHOUT, Federation, Scope
 from ..errors import RunError, UnalikeError
+from ..plugins import FOUNDATIONS
 from ..protocol import Algorithm, Batch, Job
 from ..rng import Key
 from .budget import Watch
@@ -191,13 +192,13 @@ class Site:
         return {"scores": scores, **({"counts": _as_lists(tallies)} if self.counts else {})}
 
     def _flops(self, job: Job[Any, Any]) -> float | None:
-        """Floating-point operations of a job, from one count a tier on a few rows: they are proportional to rows.
+        """Floating-point operations of a job, from a count on a few rows: they are proportional to rows.
 
-        It is one for each shape of a row (texts are as long as a client's longest) and each set of branches that is
-        sent, and for methods whose work changes with budget or phase one for each kind of what was sent and kept.
+        There is one count a tier, a client where rows are texts, whose lengths differ, and a set of branches that is
+        sent; for methods whose work changes with budget or phase one for each kind of what was sent and kept.
         """
-        shapes = (tuple(rows.shape[1:]) for rows in job.data.values())
-        work: Any = (job.info.tier, *shapes, *sorted(job.down))
+        texts = self.federation.models[job.info.tier].name.startswith(FOUNDATIONS)
+        work: Any = (job.info.id if texts else job.info.tier, *sorted(job.down))
         if self.algorithm.memory_aware:
             leaves = tree.flatten({"down": job.down, "state": job.state})
             work = (work, *((name, tuple(leaf.shape)) for name, leaf in leaves.items()))

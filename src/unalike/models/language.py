@@ -119,7 +119,8 @@ def _targets(model: nn.Module, adapted: Adapted) -> list[str] | str:
     if adapted.targets == "all-linear":
         return adapted.targets
     asked = [name.strip() for name in adapted.targets.split(",") if name.strip()]
-    has = dict.fromkeys(name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear))
+    linear = (nn.Linear, importlib.import_module("transformers.pytorch_utils").Conv1D)  # GPT-2's is transposed
+    has = dict.fromkeys(name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, linear))
     for name in asked:
         if name not in has:
             raise InputError(
@@ -139,12 +140,16 @@ def base(spec: Spec, like: Tensor | None = None) -> Base:
     return _base(Adapted.read(spec.name), "cpu" if like is None else str(like.device))
 
 
+def writes(adapted: Adapted) -> bool:
+    """Whether a model writes answers, by what its configuration says; else it only reads."""
+    config = importlib.import_module("transformers").AutoConfig.from_pretrained(str(located(adapted.model)))
+    return any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
+
+
 def _loaded(adapted: Adapted) -> nn.Module:
     """The frozen weights: a model that writes where there is one, else one that only reads."""
     folder, transformers = located(adapted.model), importlib.import_module("transformers")
-    config = transformers.AutoConfig.from_pretrained(str(folder))
-    writes = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
-    kind = transformers.AutoModelForCausalLM if writes else transformers.AutoModel
+    kind = transformers.AutoModelForCausalLM if writes(adapted) else transformers.AutoModel
     try:
         with Key.root(0).scope(), quiet():
             model: nn.Module = kind.from_pretrained(

@@ -37,6 +37,7 @@ def scores(methods: Sequence[Method]) -> list[dict[str, str]]:
             if m.method == name and paired
             else difference(m.balanced_difference),
             "lowest recall": _figure(m.pooled.lowest_recall),
+            "ROUGE-1": _figure(m.rouge1),
             **{f"on {scope}": _figure(m.scopes.get(scope, Figure())) for scope in SCOPES},
             **{f"{view} alone": _figure(m.scopes.get(view, Figure())) for view in VIEWS},
             "forgetting": _figure(m.forgetting),
@@ -88,6 +89,10 @@ def legend(methods: Sequence[Method]) -> str:
         told += (
             " All rows: the test rows of all clients together, each predicted by what its own client predicts with. "
             "Balanced: the mean of the classes’ recalls; lowest recall: of the class that has it."
+        )
+    if any(m.rouge1.mean is not None for m in methods):
+        told += (
+            " ROUGE-1: the F-measure of words that written answers share with the right ones; rounds are chosen by it."
         )
     if any(m.scopes.keys() & {*VIEWS} for m in methods):
         told += (
@@ -200,6 +205,8 @@ def plain(m: Method) -> dict[str, Any]:
         "lowest_recall": m.pooled.lowest_recall.mean,
         "lowest_recall_ci95": m.pooled.lowest_recall.ci95,
         "recall": _json(m.pooled.recall) if m.pooled.recall else None,
+        "rouge1": m.rouge1.mean,
+        "rouge1_ci95": m.rouge1.ci95,
         **{f"on_{scope}": m.scopes.get(scope, Figure()).mean for scope in SCOPES},
         **{f"on_{scope}_ci95": m.scopes.get(scope, Figure()).ci95 for scope in SCOPES},
         **{f"{view}_alone": m.scopes.get(view, Figure()).mean for view in VIEWS},

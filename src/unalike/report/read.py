@@ -158,6 +158,7 @@ def _so_far(folder: Path, events: list[Event], rounds: list[Event], experiment: 
             "pooled": best.metrics.pooled.test,
             "accuracy": Scores.of(best.evaluation.accuracies("test")),
             "balanced_accuracy": Scores.of(best.evaluation.accuracies("test", "balanced_accuracy")),
+            "rouge1": Scores.of(best.evaluation.accuracies("test", "rouge1")),
             "bytes": Traffic(up=sum(r.bytes_up for r in rounds), down=sum(r.bytes_down for r in rounds)),
             "wire_bytes": Traffic(up=sum(r.wire_bytes_up for r in rounds), down=sum(r.wire_bytes_down for r in rounds)),
             "flops": total(r.flops for r in rounds),

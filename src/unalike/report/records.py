@@ -80,6 +80,7 @@ class Summary(Record):
     clients: int | None = None
     accuracy: Scores = Scores()
     balanced_accuracy: Scores = Scores()
+    rouge1: Scores = Scores()
     pooled: Pooled | None = None
     forgetting: Forgetting | None = None
     scopes: dict[str, Scope] = {}
@@ -130,6 +131,7 @@ class Partition(Record):
 class Measured(Record):
     accuracy: float | None = None
     balanced_accuracy: float | None = None
+    rouge1: float | None = None
 
 
 class Evaluation(Record):
@@ -243,6 +245,7 @@ class Method(Record):
     pooled: PooledOver = PooledOver()
     balanced_difference: Difference | None = None
     """Of balanced accuracy over all rows together."""
+    rouge1: Figure = Figure()
     forgetting: Figure = Figure()
     scopes: dict[str, Figure] = {}
     target: Target | None = None

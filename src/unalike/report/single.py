@@ -124,6 +124,7 @@ def _client_row(run: Run, other: Run | None, client: Client) -> dict[str, str]:
         **course.about(run, client),
         "accuracy": fraction(scores.accuracy.per_client.get(i)),
         "balanced": fraction(scores.balanced_accuracy.per_client.get(i)),
+        "ROUGE-1": fraction(scores.rouge1.per_client.get(i)),
         **elsewhere.about(run, i),
         **views.about(run, i),
         **forgotten.about(run, i),
