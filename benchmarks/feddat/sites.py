@@ -4,8 +4,8 @@
 
 RUNS is the folder of a grid such as missing.toml: test accuracies, ± half of the 95 % interval over seeds, of the round
 that validation chose or of the last one. The most frequent answer is that of a client's training rows. Below stands, in
-points and paired by seed, what a method brings a client over its own local adapter, and over the same method in the
-grid's last regime, where some others do not take part.
+points and paired by seed, what a method brings a client of the first regime over its own local adapter, and over the
+same method in the other regimes, where not everybody takes part.
 """
 
 from __future__ import annotations
@@ -96,10 +96,11 @@ def main() -> None:
     regimes = [regime(each["name"], given.runs / each["folder"], given.last) for each in listed]
     for each in regimes:
         accuracies(each)
-    first, *_, apart = regimes
+    first, *others = regimes
     own = {method: first.methods["local-adapter"] for method in first.methods if method != "local-adapter"}
     gains("points over a local adapter", first, own)
-    gains(f"points over: {apart.name}", first, apart.methods)
+    for apart in others:
+        gains(f"points over: {apart.name}", first, apart.methods)
 
 
 if __name__ == "__main__":
