@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import seeing
 from unalike import api, cli, compare
 from unalike.engines.checkpoint import Checkpoints
 
@@ -65,8 +66,8 @@ def summary(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in ("seconds", "peak_memory_bytes", "wire_bytes")}
 
 
-def started(method: str, out: Path, *options: str) -> subprocess.Popen[str]:
-    given = [part for name, value in keys_of(method).items() for part in (f"--{name.replace('_', '-')}", str(value))]
+def started(method: str, out: Path, keys: Mapping[str, Any], *options: str) -> subprocess.Popen[str]:
+    given = [part for name, value in keys.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "unalike", "run", method, *given, *options, "--out", str(out), "--quiet"]
     return subprocess.Popen(
         command,
@@ -151,7 +152,7 @@ def test_a_run_killed_within_a_round_resumes_to_the_same_bits(
 ) -> None:
     """kill -9 in the middle of round 2; its workers end with it."""
     out = tmp_path / "run"
-    process = started(method, out, "--engine", engine, "--workers", "2")
+    process = started(method, out, keys_of(method), "--engine", engine, "--workers", "2")
     wait_for(in_the_second_round(out, keeps_states=method != "fedavg"), process)
     time.sleep(0.03)
     workers = children(process.pid)
@@ -166,10 +167,34 @@ def test_a_run_killed_within_a_round_resumes_to_the_same_bits(
     assert resumed(out) == summary(serial / method)
 
 
+@pytest.mark.parametrize("method", ["feddpa", "feddat"])
+def test_a_foundation_models_run_killed_in_its_last_round_resumes_to_the_same_bits(
+    method: str, eight: Path, tiny_lm: Path, foundations: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """kill -9 of two workers' run: in FedDPA-F's last phase, and in FedDAT's with a client that sees no image."""
+    common = {"partition": "site", "local_epochs": 1, "seed": 5}
+    texts = {"data": str(eight), "models": f"lm:{tiny_lm}(r=2)", "variant": "F", "rounds": 2, "max_new_tokens": 2}
+    images = {"models": f"vl:{foundations['vilt']}", "modalities": "2:text", "rounds": 3}
+    if method == "feddat":
+        images["data"] = str(seeing.write_questions(tmp_path / "squares"))
+    keys = common | (texts if method == "feddpa" else images)
+    whole = api.run(method, out=tmp_path / "whole", engine="serial", report=False, **keys)
+    out = tmp_path / "run"
+    process = started(method, out, keys, "--engine", "processes", "--workers", "2")
+    wait_for(lambda: (out / "checkpoint" / "round-000002.json").exists(), process)
+    workers = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    require_gone(workers)
+    assert not (out / "summary.json").exists()
+    api.resume(out, report=False)
+    assert summary(out) == summary(whole.folder)
+
+
 def test_an_interrupted_run_says_so_in_one_line_and_resumes(serial: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of round 2."""
     out = tmp_path / "run"
-    process = started("pfedafm", out, "--engine", "processes", "--workers", "2")
+    process = started("pfedafm", out, KEYS, "--engine", "processes", "--workers", "2")
     wait_for(in_the_second_round(out, keeps_states=True), process)
     workers = children(process.pid)
     process.send_signal(signal.SIGINT)
