@@ -143,6 +143,10 @@ def test_shares_of_any_scale_are_normalised() -> None:
         assert resolve({"split": split}).split == pytest.approx((0.6, 0.2, 0.2))
 
 
+def test_a_path_is_its_text(tmp_path: Path) -> None:
+    assert resolve({"data": tmp_path}) == resolve({"data": str(tmp_path)})
+
+
 def test_commas_within_parentheses_do_not_separate() -> None:
     assert split_outside_brackets("a, b(c=1, d=(2, 3)) ,,e") == ["a", "b(c=1, d=(2, 3))", "e"]
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -159,7 +160,7 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
     """The experiment that `keys` describe, general keys and the method's parameters mixed.
 
     Args:
-        keys: values as Python or as text.
+        keys: values as Python or as text; a path may be a `Path`.
         where: what the keys come from, for the error message.
 
     Raises:
@@ -172,7 +173,7 @@ def resolve(keys: Mapping[str, Any], where: str = "") -> Experiment:
     known = parameters_of(kind)
     keys = {**_preset(kind, method, keys.get("preset"), where), **{k: v for k, v in keys.items() if k != "preset"}}
     own = {k: v for k, v in keys.items() if k in known}
-    general = {k: v for k, v in keys.items() if k in GENERAL}
+    general = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in keys.items() if k in GENERAL}
     for key in keys:
         if key not in own and key not in general:
             raise unknown_key(key, [*known, *GENERAL], f"{method} has {', '.join(known)}", where)

@@ -124,7 +124,7 @@ def test_z_s_of_the_second_half_is_from_before_the_first_step(pictured: Federati
 
 
 def test_each_half_leaves_the_other_adapter_bit_identical(pictured: Federation) -> None:
-    """By momentum and decay as well: after the other half there is a memory of several steps."""
+    """Over several batches, with what the optimiser remembers of them."""
     method = prepared(pictured)
     it = job(method, pictured)
     params = {"shared": it.down["adapter"], "local": it.state["adapter"], "head": it.state["head"]}
