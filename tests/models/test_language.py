@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,14 @@ def test_smollm2_has_460_800_trainable_weights() -> None:
 def test_a_model_without_the_layers_says_which_it_has(tiny_lm: Path) -> None:
     with pytest.raises(InputError, match=r"no linear layer called 'query' \(targets\); it has q_proj, k_proj, v_proj,"):
         models.check(Spec(f"lm:{tiny_lm}(targets='q_proj,query')", (8,), 2))
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "nonsense"}', '{"model_type":'])
+def test_a_configuration_that_says_nothing_is_refused(content: str, tmp_path: Path, tiny_lm: Path) -> None:
+    folder = shutil.copytree(tiny_lm, tmp_path / "wrong")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"lm:{folder} cannot be loaded: "):
+        language.writes(Adapted(str(folder)))
 
 
 def written(folder: Path, model: Any, tiny_lm: Path) -> Path:

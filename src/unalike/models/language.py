@@ -142,23 +142,26 @@ def base(spec: Spec, like: Tensor | None = None) -> Base:
 
 def writes(adapted: Adapted) -> bool:
     """Whether a model writes answers, by what its configuration says; else it only reads."""
-    config = importlib.import_module("transformers").AutoConfig.from_pretrained(str(located(adapted.model)))
+    config = _read("AutoConfig", adapted)
     return any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
 
 
 def _loaded(adapted: Adapted) -> nn.Module:
     """The frozen weights: a model that writes where there is one, else one that only reads."""
+    kind = "AutoModelForCausalLM" if writes(adapted) else "AutoModel"
+    with Key.root(0).scope(), quiet():
+        model: nn.Module = _read(kind, adapted, dtype=getattr(torch, adapted.dtype), use_safetensors=True)
+    return model
+
+
+def _read(kind: str, adapted: Adapted, **how: Any) -> Any:
+    """What transformers' class `kind` reads in a model's folder."""
     folder, transformers = located(adapted.model), importlib.import_module("transformers")
-    kind = transformers.AutoModelForCausalLM if writes(adapted) else transformers.AutoModel
     try:
-        with Key.root(0).scope(), quiet():
-            model: nn.Module = kind.from_pretrained(
-                str(folder), dtype=getattr(torch, adapted.dtype), use_safetensors=True
-            )
+        return getattr(transformers, kind).from_pretrained(str(folder), **how)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"lm:{adapted.model} cannot be loaded: {reason}") from error
-    return model
 
 
 def tokens_of(spec: Spec) -> Tokeniser:
