@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 
 from unalike import runs
+from unalike.report.columns import difference
+from unalike.report.measured import Difference
 from unalike.report.units import interval
 from unalike.summary import average, half_width
+from unalike.summary import difference as paired
 
 Scores = dict[str, list[float]]
 """Of each client, by its id, the test accuracy of every seed."""
@@ -35,12 +38,14 @@ class Regime:
     methods: dict[str, Scores]
 
 
-def majority(run: Path, client: int) -> float:
-    """The share of a client's test rows that its most frequent training answer is right for."""
+def majority(run: Path) -> dict[str, float]:
+    """Each client's share of test rows that its most frequent training answer is right for."""
     found = runs.reopen(run).federation
-    y = found.source.y
-    most = np.bincount(y[found.rows(client, "train")]).argmax()
-    return float((y[found.rows(client, "test")] == most).mean())
+    y, share = found.source.y, {}
+    for info in found.clients:
+        most = np.bincount(y[found.rows(info.id, "train")]).argmax()
+        share[str(info.id)] = float((y[found.rows(info.id, "test")] == most).mean())
+    return share
 
 
 def regime(name: str, folder: Path, last: bool) -> Regime:
@@ -48,12 +53,14 @@ def regime(name: str, folder: Path, last: bool) -> Regime:
     seeds = [folder / run for run in lines[0]["runs"]]
     clients = json.loads((seeds[0] / "partition.json").read_text())["clients"]
 
-    def scores(line: dict[str, Any]) -> Scores:
-        found = [json.loads((folder / run / runs.SUMMARY).read_text()) for run in line["runs"]]
-        tested = [(summary["last"] if last else summary)["accuracy"]["per_client"] for summary in found]
+    def by_client(tested: Sequence[dict[str, float]]) -> Scores:
         return {str(client["id"]): [seed[str(client["id"])] for seed in tested] for client in clients}
 
-    most = {str(client["id"]): [majority(run, client["id"]) for run in seeds] for client in clients}
+    def scores(line: dict[str, Any]) -> Scores:
+        found = [json.loads((folder / run / runs.SUMMARY).read_text()) for run in line["runs"]]
+        return by_client([(summary["last"] if last else summary)["accuracy"]["per_client"] for summary in found])
+
+    most = by_client([majority(run) for run in seeds])
     return Regime(name, clients, most, {line["method"]: scores(line) for line in lines})
 
 
@@ -77,8 +84,8 @@ def gains(title: str, found: Regime, base: dict[str, Scores]) -> None:
     """Points of each method of `found` above what `base` has for it, of clients that are in both."""
 
     def points(method: str, client: str) -> str:
-        differ = [100 * (a - b) for a, b in zip(found.methods[method][client], base[method][client], strict=True)]
-        return f"{average(differ):+.1f} ± {half_width(differ):.1f}".replace("-", "−")
+        ours, theirs = (dict(enumerate(scores[method][client])) for scores in (found.methods, base))
+        return difference(Difference.model_validate(paired(ours, theirs, method)))
 
     methods = [method for method in found.methods if method in base]
     clients = {client["name"]: str(client["id"]) for client in found.clients}

@@ -138,8 +138,8 @@ def over_seeds(method: str, summaries: Sequence[Mapping[str, Any]], reason: str 
         "train": {k: average(s["train"][k] for s in summaries) for k in summaries[0]["train"]},
         **_budgets_over_seeds([s["memory"] | {"clients": s["clients"]} for s in summaries if "memory" in s]),
         **_pooled_over(summaries),
-        **_rouge_over(summaries),
-        **_forgetting_over(summaries),
+        **_means_over("rouge1", summaries),
+        **_means_over("forgetting", summaries),
         **_scopes_over(summaries),
         "status": "failed" if reason else "done",
         **({"reason": reason} if reason else {}),
@@ -172,16 +172,10 @@ def _pooled_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"pooled": told}
 
 
-def _rouge_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """As "rouge1" the mean over clients of written answers' ROUGE-1, over seeds; nothing unless all have it."""
-    found = [s["rouge1"]["mean"] for s in summaries if "rouge1" in s]
-    return {"rouge1": with_interval(found)} if len(found) == len(summaries) else {}
-
-
-def _forgetting_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """As "forgetting" the mean over seeds; nothing unless it was measured for all."""
-    found = [s["forgetting"]["mean"] for s in summaries if "forgetting" in s]
-    return {"forgetting": with_interval(found)} if len(found) == len(summaries) else {}
+def _means_over(name: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As `name` the mean over seeds of its means over clients; nothing unless it was measured for all."""
+    found = [s[name]["mean"] for s in summaries if name in s]
+    return {name: with_interval(found)} if len(found) == len(summaries) else {}
 
 
 def _scopes_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -173,11 +173,12 @@ def test_a_foundation_models_run_killed_in_its_last_round_resumes_to_the_same_bi
 ) -> None:
     """kill -9 of two workers' run: in FedDPA-F's last phase, and in FedDAT's with a client that sees no image."""
     common = {"partition": "site", "local_epochs": 1, "seed": 5}
-    texts = {"data": str(eight), "models": f"lm:{tiny_lm}(r=2)", "variant": "F", "rounds": 2, "max_new_tokens": 2}
-    images = {"models": f"vl:{foundations['vilt']}", "modalities": "2:text", "rounds": 3}
-    if method == "feddat":
-        images["data"] = str(seeing.write_questions(tmp_path / "squares"))
-    keys = common | (texts if method == "feddpa" else images)
+    squares, vilt = seeing.write_questions(tmp_path / "squares"), f"vl:{foundations['vilt']}"
+    own: dict[str, dict[str, Any]] = {
+        "feddpa": {"data": eight, "models": f"lm:{tiny_lm}(r=2)", "variant": "F", "rounds": 2, "max_new_tokens": 2},
+        "feddat": {"data": squares, "models": vilt, "modalities": "2:text", "rounds": 3},
+    }
+    keys = common | own[method]
     whole = api.run(method, out=tmp_path / "whole", engine="serial", report=False, **keys)
     out = tmp_path / "run"
     process = started(method, out, keys, "--engine", "processes", "--workers", "2")
